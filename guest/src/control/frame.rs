@@ -49,7 +49,7 @@ impl Decoder {
     }
 
     /// The next whole message, `None` while more bytes are needed. After an error the connection is of no use.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+    pub fn message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
         let length = u32::from_be_bytes(*header) as usize;
         if length > self.limit {
@@ -74,7 +74,7 @@ mod tests {
         let mut seen = 0;
         for byte in &bytes {
             decoder.push(&[*byte]);
-            seen += usize::from(decoder.next::<Request>().unwrap().is_some());
+            seen += usize::from(decoder.message::<Request>().unwrap().is_some());
         }
         assert_eq!(seen, 1);
     }
@@ -83,6 +83,6 @@ mod tests {
     fn a_length_beyond_the_limit_is_refused_before_it_is_buffered() {
         let mut decoder = Decoder::new(MAX_REQUEST);
         decoder.push(&u32::MAX.to_be_bytes());
-        assert!(matches!(decoder.next::<Request>(), Err(FrameError::TooLarge { .. })));
+        assert!(matches!(decoder.message::<Request>(), Err(FrameError::TooLarge { .. })));
     }
 }
