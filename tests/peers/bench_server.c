@@ -4,6 +4,7 @@
  *
  *   'e'  echo every byte             's'  swallow until EOF or COUNT bytes, then answer one byte
  *   'g'  give COUNT bytes, then close     'c'  answer one byte and close
+ *   'G'  (of GET) answer HTTP 204 to whatever is asked, and close: a bridge's health probe
  *
  * 's' and 'g' are followed by COUNT as eight bytes, big-endian. One thread a connection, 256 KiB buffers.
  *
@@ -25,6 +26,8 @@
 #include <unistd.h>
 
 enum { BUFFER = 256 * 1024, BACKLOG = 1024, STACK = 64 * 1024 };
+
+static const char no_content[] = "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
 
 static socklen_t address(const char *spec, struct sockaddr_storage *to)
 {
@@ -79,6 +82,8 @@ static void *serve(void *argument)
 			;
 	while (what == 's' && left && (r = read(fd, buffer, left < BUFFER ? left : BUFFER)) > 0)
 		left -= r;
+	if (what == 'G' && read(fd, buffer, BUFFER) > 0)
+		write_all(fd, no_content, sizeof no_content - 1);
 	if (what == 's' || what == 'c')
 		write_all(fd, "k", 1);
 	close(fd);
