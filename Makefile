@@ -1,0 +1,86 @@
+# The front door: everything that is built, tested or baked goes through a target of this file, and so does CI.
+# `make` alone lists them. Parameters are given as `make rootfs BASE=template.ext4 OUT=new.ext4`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+ARCH ?= amd64
+RUST_ARCH := $(if $(filter arm64,$(ARCH)),aarch64,x86_64)
+MUSL := $(RUST_ARCH)-unknown-linux-musl
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+HOST_BIN := $(TARGET_DIR)/host
+GUEST_BIN := $(TARGET_DIR)/$(MUSL)/release
+STAND_IN := $(TARGET_DIR)/$(MUSL)/host/envd-stand-in
+OUT ?= rootfs.ext4
+
+# Read by the programs themselves; exported so that values with spaces arrive whole.
+export BASE ENVD OUT SIZE INIT ARCH VM_KERNEL VM_ACCEL ONLY SEED COUNT ENVD_REPO ENVD_REV
+
+.PHONY: help setup build guest host stand-in rootfs payload dist demo run test bench chaos fuzz lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what all targets need (Debian packages, musl target, kernel, vhost-device-vsock, SDK)
+	@scripts/setup build images vm sdk lint
+
+build: guest host ## build the guest's programs and the host's tools
+
+guest:
+	@scripts/setup build
+	@cargo build --release --target $(MUSL) -p init -p envd-wrapper -p vsock-relay
+
+host:
+	@scripts/setup build
+	@cargo build --profile host -p envdctl -p rootfs
+
+stand-in:
+	@scripts/setup build
+	@cargo build --profile host --target $(MUSL) -p stand-in
+
+rootfs: guest host ## bake rootfs.ext4 [BASE=dir|tar|ext4|-] [ENVD=path] [OUT=path] [SIZE=mb] [INIT=native|keep] [ARCH=arm64]
+	@scripts/setup images
+	@$(HOST_BIN)/rootfs bake --guest "$(GUEST_BIN)"
+
+payload: guest host ## make the tar to ADD in a template's Dockerfile
+	@$(HOST_BIN)/rootfs payload --guest "$(GUEST_BIN)" --out "$(TARGET_DIR)/payload.tar"
+
+dist: ## make a release: binaries, payload and checksums for both architectures
+	@scripts/dist
+
+demo: build stand-in ## bake, boot, run the E2B SDK over TCP, vsock, TCP [ENVD=path] [VM_KERNEL=path]
+	@scripts/setup images vm sdk
+	@cargo build --profile host -p tests --bins
+	@scripts/as-root $(HOST_BIN)/demo
+
+run: build stand-in ## boot the image with its console on this terminal [ENVD=path] [VM_KERNEL=path]
+	@scripts/setup images vm
+	@cargo build --profile host -p tests --bins
+	@scripts/as-root $(HOST_BIN)/run
+
+test: build stand-in ## run all tests, on real VMs too; ends with `N passed, N failed`
+	@scripts/setup images vm sdk
+	@scripts/as-root scripts/test
+
+bench: build stand-in ## measure speed and memory beside peers [ONLY=boot|memory|idle|relay|bridge|supervise|images]
+	@scripts/setup images vm
+	@cargo build --profile host -p bench
+	@scripts/as-root $(HOST_BIN)/bench
+
+chaos: build stand-in ## break things on purpose and count what is lost [ONLY=name] [SEED=n] [COUNT=n]
+	@scripts/setup images vm
+	@cargo build --profile host -p tests --bins
+	@scripts/as-root $(HOST_BIN)/chaos
+
+fuzz: ## drive every parser with hostile input [ONLY=name] [COUNT=n]
+	@scripts/setup build
+	@scripts/fuzz
+
+lint: ## check format, lints, scripts and dependencies
+	@scripts/setup build lint
+	@scripts/lint
+
+clean: ## remove what was built; downloads in target/tools and target/cache stay
+	@find "$(TARGET_DIR)" -mindepth 1 -maxdepth 1 ! -name tools ! -name cache -exec rm -rf {} +
