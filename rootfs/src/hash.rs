@@ -1,0 +1,86 @@
+//! Digests, and identifiers made from them.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use sha2::{Digest, Sha256};
+
+/// A SHA-256 in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// The SHA-256 of a file's contents; `seen` is told how many bytes were read, piece by piece.
+pub fn sha256_file(path: &Path, mut seen: impl FnMut(u64)) -> io::Result<String> {
+    let mut reader = HashingReader::new(File::open(path)?);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match reader.read(&mut buffer)? {
+            0 => return Ok(reader.finish()),
+            len => seen(len as u64),
+        }
+    }
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A UUID (version 8: "made by the application's own rule") from a digest.
+pub fn uuid_from(seed: &str) -> [u8; 16] {
+    let digest = Sha256::digest(seed.as_bytes());
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&digest[..16]);
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}
+
+pub fn uuid_text(uuid: &[u8; 16]) -> String {
+    let hex = hex(uuid);
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+/// Passes bytes through and remembers their digest.
+pub struct HashingReader<R> {
+    inner: R,
+    digest: Sha256,
+}
+
+impl<R> HashingReader<R> {
+    pub fn new(inner: R) -> Self {
+        Self { inner, digest: Sha256::new() }
+    }
+
+    pub fn finish(self) -> String {
+        hex(&self.digest.finalize())
+    }
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.read(buffer)?;
+        self.digest.update(&buffer[..len]);
+        Ok(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_uuid_of_a_seed_is_a_valid_version_8_one() {
+        let text = uuid_text(&uuid_from("seed"));
+        assert_eq!(text.len(), 36);
+        assert_eq!(&text[14..15], "8");
+        assert!(matches!(&text[19..20], "8" | "9" | "a" | "b"));
+    }
+}

@@ -1,0 +1,18 @@
+//! Builds, injects, verifies, inspects and reverts rootfs.ext4 images: without root, without mounting, bit for bit.
+//!
+//! e2fsprogs writes ([`tools`], [`script`]); a reader of our own ([`ext4`]) resolves every path before and reads everything back
+//! after; `e2fsck` has the last word; and only then a temporary file becomes the output ([`workdir`]).
+
+pub mod build;
+pub mod copy;
+pub mod elf;
+pub mod ext4;
+pub mod hash;
+pub mod keep;
+pub mod manifest;
+pub mod plan;
+pub mod script;
+pub mod source;
+pub mod tools;
+pub mod tree;
+pub mod workdir;

@@ -1,0 +1,145 @@
+//! Atomic output: everything is made in a folder beside it, and renamed into place when all is well.
+//!
+//! The folder's name follows from the output's, and it is locked while in use. So two runs on one output take turns, and what a
+//! killed run left behind is found and removed by the next one.
+//!
+//! | state | on disk | what a kill leaves | who clears it |
+//! |---|---|---|---|
+//! | locked | `.NAME.baking/` with parts | the folder | the next run on that output |
+//! | published | `NAME` renamed from the folder | the folder, perhaps an older `NAME.manifest.json` | the same |
+//! | done | no folder | – | – |
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{} names no file; give the path of the image to write", .0.display())]
+    NoName(PathBuf),
+    #[error("{} is a folder; give the path of the image to write", .0.display())]
+    IsFolder(PathBuf),
+    #[error("the output folder {} is missing; make it first", .0.display())]
+    NoFolder(PathBuf),
+    #[error("cannot write in the output folder {}", folder.display())]
+    NotWritable { folder: PathBuf, source: io::Error },
+    #[error("cannot {what} {}", path.display())]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { what, path, source }
+}
+
+/// A locked folder beside the output. Dropped, it and all in it are gone.
+#[derive(Debug)]
+pub struct Workdir {
+    path: PathBuf,
+    output: PathBuf,
+    /// Holds the lock.
+    handle: File,
+}
+
+impl Workdir {
+    /// Waits for its turn, then starts with an empty folder. `waiting` is called once if another run is at work.
+    pub fn lock(output: &Path, waiting: impl FnOnce()) -> Result<Self> {
+        let name = output.file_name().ok_or_else(|| Error::NoName(output.to_owned()))?;
+        if output.is_dir() {
+            return Err(Error::IsFolder(output.to_owned()));
+        }
+        let parent = parent_folder(output);
+        let folder = parent.canonicalize().map_err(|_| Error::NoFolder(parent.to_owned()))?;
+        let path = folder.join([".".as_ref(), name, ".baking".as_ref()].join("".as_ref()));
+        let handle = acquire(&path, &folder, waiting)?;
+        let workdir = Self { output: folder.join(name), path, handle };
+        workdir.clear()?;
+        Ok(workdir)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+
+    /// The image under its temporary name.
+    pub fn image(&self) -> PathBuf {
+        self.path.join("image")
+    }
+
+    /// Removes what an earlier run left.
+    fn clear(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.path).map_err(io_error("read", &self.path))? {
+            let entry = entry.map_err(io_error("read", &self.path))?.path();
+            let removed = if entry.is_dir() && !entry.is_symlink() {
+                fs::remove_dir_all(&entry)
+            } else {
+                fs::remove_file(&entry)
+            };
+            removed.map_err(io_error("remove", &entry))?;
+        }
+        Ok(())
+    }
+
+    /// Flushes a file made in the folder to the disk and gives it its final name beside the output.
+    pub fn publish(&self, from: &Path, to: &Path) -> Result<()> {
+        let file = File::open(from).map_err(io_error("open", from))?;
+        file.sync_all().map_err(io_error("flush", from))?;
+        fs::rename(from, to).map_err(io_error("rename into place", to))?;
+        let folder = parent_folder(to);
+        File::open(folder).and_then(|handle| handle.sync_all()).map_err(io_error("flush", folder))
+    }
+}
+
+impl Drop for Workdir {
+    fn drop(&mut self) {
+        // Still under the lock. A failure here leaves what the next run removes.
+        let _ = fs::remove_dir_all(&self.path);
+        let _ = flock(&self.handle, FlockOperation::Unlock);
+    }
+}
+
+fn parent_folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// The folder may vanish between opening and locking it, when the run before ends: then it is made anew.
+fn acquire(path: &Path, folder: &Path, waiting: impl FnOnce()) -> Result<File> {
+    let mut waiting = Some(waiting);
+    loop {
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::NotWritable { folder: folder.to_owned(), source: error });
+            }
+            _ => (),
+        }
+        let Ok(handle) = File::open(path) else { continue };
+        if flock(&handle, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if let Some(say) = waiting.take() {
+                say();
+            }
+            flock(&handle, FlockOperation::LockExclusive).map_err(|error| Error::Io {
+                what: "lock",
+                path: path.to_owned(),
+                source: error.into(),
+            })?;
+        }
+        let held = handle.metadata().map_err(io_error("look at", path))?;
+        if fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino())) {
+            return Ok(handle);
+        }
+    }
+}
