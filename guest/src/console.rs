@@ -1,0 +1,208 @@
+//! The serial console, which may be slow, blocked or absent, and costs nothing but its own output.
+//!
+//! In production there is no `console=`: `/dev/console` does not open and kmsg does not reach the serial port, so the tty
+//! itself is found and written, without blocking. What it does not take is kept, bounded; when that overflows the OLDEST lines
+//! go (the tail tells what happened last), and how many went is said in their place.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+/// Lines that wait for a console that does not drain, in bytes.
+const BACKLOG: usize = 16 * 1024;
+/// Tried in this order after what `/proc/consoles` names.
+const FALLBACKS: [&str; 3] = ["/dev/ttyS0", "/dev/hvc0", "/dev/kmsg"];
+
+/// Where records go that a person reads.
+#[derive(Debug, Default)]
+pub struct Console {
+    device: Option<(PathBuf, File)>,
+    waiting: VecDeque<Vec<u8>>,
+    waiting_bytes: usize,
+    /// How much of the first waiting line is out already.
+    begun: usize,
+    /// Lines that were dropped and not yet said.
+    unsaid: u64,
+    dropped_bytes: u64,
+}
+
+impl Console {
+    /// Finds and opens the console; without one it keeps what comes until [`Console::reopen`] finds it.
+    pub fn open() -> Self {
+        let mut console = Self::default();
+        console.reopen();
+        console
+    }
+
+    /// Looks again, where none was found before (`/dev` or `/proc` were not mounted yet).
+    pub fn reopen(&mut self) {
+        if self.device.is_none() {
+            self.device = candidates().into_iter().find_map(|path| open_tty(&path).map(|file| (path, file)));
+        }
+    }
+
+    /// The device that was found.
+    pub fn path(&self) -> Option<&Path> {
+        self.device.as_ref().map(|(path, _)| path.as_path())
+    }
+
+    /// Bytes that nobody will ever read.
+    pub const fn dropped_bytes(&self) -> u64 {
+        self.dropped_bytes
+    }
+
+    /// The device, while something waits for it: watch it for writability and call [`Console::flush`].
+    pub fn blocked(&self) -> Option<BorrowedFd<'_>> {
+        let (_, file) = self.device.as_ref()?;
+        (!self.waiting.is_empty()).then(|| file.as_fd())
+    }
+
+    /// Prints one line (with its newline), or keeps it until the device takes it.
+    pub fn print(&mut self, line: Vec<u8>) {
+        self.waiting_bytes += line.len();
+        self.waiting.push_back(line);
+        self.flush();
+        self.drop_oldest();
+    }
+
+    /// Writes what waits, as far as the device takes it.
+    pub fn flush(&mut self) {
+        while let Some((length, outcome)) = self.write_first() {
+            match outcome {
+                Ok(count) if self.begun + count < length => self.begun += count,
+                Ok(_) => self.line_done(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // A device that fails (EIO of a tty that hung up) takes the line with it, so that nothing piles up.
+                Err(_) => {
+                    self.dropped_bytes += length as u64;
+                    self.line_done();
+                }
+            }
+        }
+    }
+
+    /// One write of what is left of the first line: the line's length and how the write went.
+    fn write_first(&self) -> Option<(usize, io::Result<usize>)> {
+        let (_, device) = self.device.as_ref()?;
+        let mut file: &File = device;
+        let line = self.waiting.front()?;
+        Some((line.len(), file.write(&line[self.begun..])))
+    }
+
+    fn line_done(&mut self) {
+        self.begun = 0;
+        if let Some(line) = self.waiting.pop_front() {
+            self.waiting_bytes -= line.len();
+        }
+    }
+
+    /// Keeps the backlog within its bound. A line that is half out stays, so that the next one starts on a line of its own.
+    fn drop_oldest(&mut self) {
+        let first = usize::from(self.begun > 0);
+        let mut cut = false;
+        while self.waiting_bytes > BACKLOG
+            && let Some(line) = self.waiting.remove(first)
+        {
+            self.waiting_bytes -= line.len();
+            self.dropped_bytes += line.len() as u64;
+            self.unsaid += 1;
+            cut = true;
+        }
+        if cut {
+            self.say_dropped(first);
+        }
+    }
+
+    /// Puts the count of dropped lines where they were, replacing the count that stood there.
+    fn say_dropped(&mut self, at: usize) {
+        let note =
+            format!("[ … {} lines dropped: the console did not take them … ]\n", self.unsaid).into_bytes();
+        if self.waiting.get(at).is_some_and(|line| line.starts_with("[ … ".as_bytes()))
+            && let Some(old) = self.waiting.remove(at)
+        {
+            self.waiting_bytes -= old.len();
+        }
+        self.waiting_bytes += note.len();
+        self.waiting.insert(at, note);
+        if self.waiting.len() == at + 1 {
+            self.unsaid = 0;
+        }
+    }
+}
+
+/// Every device that may be the console, best first.
+fn candidates() -> Vec<PathBuf> {
+    let listed = fs::read_to_string("/proc/consoles").unwrap_or_default();
+    let mut found: Vec<PathBuf> = parse_consoles(&listed).map(|name| Path::new("/dev").join(name)).collect();
+    found.extend(FALLBACKS.iter().map(PathBuf::from));
+    found
+}
+
+/// Names of the serial consoles in `/proc/consoles`; virtual terminals have no reader in a microVM.
+fn parse_consoles(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| name.starts_with("ttyS") || name.starts_with("hvc") || name.starts_with("ttyAMA"))
+}
+
+fn open_tty(path: &Path) -> Option<File> {
+    OpenOptions::new()
+        .write(true)
+        .custom_flags((OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits())
+        .open(path)
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    fn on(file: OwnedFd) -> Console {
+        Console { device: Some((PathBuf::from("test"), File::from(file))), ..Console::default() }
+    }
+
+    #[test]
+    fn a_serial_console_is_preferred_to_a_virtual_terminal() {
+        let text = "tty0                 -WU (EC  p  )    4:7\nttyS0                -W- (E   p a)    4:64\n";
+        assert_eq!(parse_consoles(text).collect::<Vec<_>>(), ["ttyS0"]);
+    }
+
+    #[test]
+    fn a_blocked_console_keeps_the_tail_and_counts_what_went() {
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
+        let mut console = on(writer);
+        for number in 0..5000 {
+            console.print(format!("line {number} of a flood that nobody reads\n").into_bytes());
+        }
+        assert!(console.dropped_bytes() > 0 && console.waiting_bytes <= BACKLOG + 100);
+        let mut text = Vec::new();
+        let mut chunk = vec![0; 65536];
+        while let Ok(count @ 1..) = nix::unistd::read(&reader, &mut chunk) {
+            text.extend_from_slice(&chunk[..count]);
+            console.flush();
+        }
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.ends_with("line 4999 of a flood that nobody reads\n"), "the tail is kept");
+        assert!(text.contains("lines dropped: the console did not take them"), "the loss is said");
+        assert!(console.blocked().is_none());
+    }
+
+    #[test]
+    fn without_a_device_lines_wait_for_one() {
+        let mut console = Console::default();
+        console.print(b"early\n".to_vec());
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
+        console.device = Some((PathBuf::from("test"), File::from(writer)));
+        console.flush();
+        let mut chunk = [0; 16];
+        assert_eq!(nix::unistd::read(&reader, &mut chunk), Ok(6));
+    }
+}

@@ -1,0 +1,210 @@
+//! The one logger of the guest programs: to the serial console, for people, and to the ring, for later.
+//!
+//! Code logs by the macros of `tracing`; what children print comes in by [`emit`]. Both end in the same record. Each
+//! component has a token bucket for the console, because a serial line costs a VM exit a byte; what the bucket refuses
+//! still goes to the ring, and is counted and said.
+
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tracing::field::{Field, Visit};
+use tracing::span;
+
+use crate::bucket::Bucket;
+use crate::clock::{self, Moment};
+use crate::console::Console;
+use crate::record::{self, Level};
+use crate::ring::{self, Ring};
+
+/// Lines a component may print on the console at once, and then a second.
+const BURST: u32 = 60;
+const PER_SECOND: u32 = 10;
+
+static LOGGER: Mutex<Option<Logger>> = Mutex::new(None);
+
+#[derive(Debug)]
+struct Logger {
+    component: &'static str,
+    console: Console,
+    ring: Ring,
+    sources: HashMap<String, Source>,
+    debug: bool,
+}
+
+/// What one component may still print on the console.
+#[derive(Debug)]
+struct Source {
+    bucket: Bucket,
+    suppressed: u64,
+}
+
+/// Makes this process log as `component`. To be called once, first thing in `main`.
+pub fn init(component: &'static str) {
+    let mut ring = Ring::new(ring::FOLDER, component);
+    // PID 1 has no /run yet; it opens the ring later.
+    let _ = ring.open();
+    let logger = Logger { component, console: Console::open(), ring, sources: HashMap::new(), debug: false };
+    *lock() = Some(logger);
+    let _ = tracing::subscriber::set_global_default(Bridge);
+}
+
+/// Lets records of level debug through.
+pub fn set_debug(on: bool) {
+    with(|logger| logger.debug = on);
+}
+
+/// Opens what could not be opened when the process started: the console after /dev, the ring after /run was mounted.
+pub fn reopen() {
+    with(|logger| {
+        logger.console.reopen();
+        let _ = logger.ring.open();
+        logger.console.flush();
+    });
+}
+
+/// Logs one line that a child printed, or that a component says of itself. Any bytes will do.
+pub fn emit(component: &str, level: Level, text: &[u8]) {
+    let now = clock::now();
+    with(|logger| logger.record(now, component, level, text));
+}
+
+/// Prints a line for machines: whole, and past every bucket.
+pub fn machine(kind: &str, json: &str) {
+    let now = clock::now();
+    with(|logger| {
+        let text = format!("{kind} {}", record::sanitize(json.as_bytes()));
+        logger.console.print(record::console_line(now, "envd-init", &text).into_bytes());
+        logger.ring.push(now, Level::Info, "envd-init", &text);
+    });
+}
+
+/// Name of the console's device.
+pub fn console_path() -> Option<String> {
+    with(|logger| logger.console.path().map(|path| path.display().to_string())).flatten()
+}
+
+/// Bytes that the console did not take.
+pub fn dropped_bytes() -> u64 {
+    with(|logger| logger.console.dropped_bytes()).unwrap_or(0)
+}
+
+/// Runs `watch` on the console's descriptor while lines wait for it: an event loop waits for it to become writable.
+pub fn while_blocked<T>(watch: impl FnOnce(Option<BorrowedFd<'_>>) -> T) -> Option<T> {
+    with(|logger| watch(logger.console.blocked()))
+}
+
+/// Writes what the console takes now.
+pub fn flush() {
+    with(|logger| logger.console.flush());
+}
+
+/// A poisoned lock only means that a panic came while logging: what is there is still good.
+fn lock() -> MutexGuard<'static, Option<Logger>> {
+    LOGGER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn with<T>(act: impl FnOnce(&mut Logger) -> T) -> Option<T> {
+    lock().as_mut().map(act)
+}
+
+impl Logger {
+    fn record(&mut self, now: Moment, component: &str, level: Level, text: &[u8]) {
+        if level == Level::Debug && !self.debug {
+            return;
+        }
+        let text = record::sanitize(text);
+        for piece in record::pieces(&text) {
+            self.ring.push(now, level, component, &piece);
+            if self.admit(now, component) {
+                self.console.print(record::console_line(now, component, &piece).into_bytes());
+            }
+        }
+    }
+
+    /// Whether the component's bucket lets a line through; what it refused before is said first.
+    fn admit(&mut self, now: Moment, component: &str) -> bool {
+        if !self.sources.contains_key(component) {
+            let source = Source { bucket: Bucket::new(BURST, PER_SECOND), suppressed: 0 };
+            self.sources.insert(component.to_owned(), source);
+        }
+        let Some(source) = self.sources.get_mut(component) else { return true };
+        let admitted = source.bucket.take(now);
+        if !admitted {
+            source.suppressed += 1;
+        } else if source.suppressed > 0 {
+            let note = format!("{} lines not shown here: too many a second", source.suppressed);
+            source.suppressed = 0;
+            self.console.print(record::console_line(now, component, &note).into_bytes());
+        }
+        admitted
+    }
+}
+
+/// The subscriber behind `tracing`'s macros: no spans, no filters, no buffers.
+#[derive(Debug)]
+struct Bridge;
+
+impl tracing::Subscriber for Bridge {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::DEBUG
+    }
+
+    fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
+        Some(tracing::level_filters::LevelFilter::DEBUG)
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = Line::default();
+        event.record(&mut line);
+        let now = clock::now();
+        let level = level_of(*event.metadata().level());
+        with(|logger| logger.record(now, logger.component, level, line.finish().as_bytes()));
+    }
+}
+
+fn level_of(level: tracing::Level) -> Level {
+    match level {
+        tracing::Level::ERROR => Level::Error,
+        tracing::Level::WARN => Level::Warn,
+        tracing::Level::INFO => Level::Info,
+        _ => Level::Debug,
+    }
+}
+
+/// Collects an event: its message, then `key=value` for each field.
+#[derive(Default)]
+struct Line {
+    message: String,
+    fields: String,
+}
+
+impl Line {
+    fn finish(mut self) -> String {
+        self.message.push_str(&self.fields);
+        self.message
+    }
+}
+
+impl Visit for Line {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.fields, " {name}={value:?}"),
+        };
+    }
+}

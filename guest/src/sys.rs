@@ -1,0 +1,145 @@
+//! The system calls that no safe wrapper offers: the only module of the project in which `unsafe` is allowed.
+
+#![allow(unsafe_code, reason = "the one place for it; each block says why it is sound")]
+
+use std::ffi::CStr;
+use std::io;
+
+use nix::errno::Errno;
+
+/// Result of a raw system call, as an errno.
+fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
+    if result < 0 { Err(Errno::last()) } else { Ok(result) }
+}
+
+/// Sets the I/O scheduling class and level of the calling process.
+pub fn set_io_priority(class: u8, level: u8) -> Result<(), Errno> {
+    const WHO_PROCESS: libc::c_int = 1;
+    const CLASS_SHIFT: u32 = 13;
+    let value = libc::c_int::from(class) << CLASS_SHIFT | libc::c_int::from(level);
+    // SAFETY: ioprio_set takes three integers and touches no memory of ours.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, value) }).map(drop)
+}
+
+/// Sets the nice value of the calling process.
+pub fn set_nice(nice: i32) -> Result<(), Errno> {
+    // SAFETY: setpriority takes three integers and touches no memory of ours.
+    check(libc::c_long::from(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })).map(drop)
+}
+
+/// Marks every descriptor from `first` up close-on-exec.
+pub fn close_on_exec_from(first: u32) -> Result<(), Errno> {
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+    // SAFETY: close_range with CLOEXEC only sets flags on descriptors; it closes nothing and touches no memory.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) })
+        .map(drop)
+}
+
+/// Gives every signal its default disposition and unblocks all of them, as a program expects to be started.
+pub fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL is a valid disposition for every signal; the call fails harmlessly for KILL and STOP.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
+}
+
+/// Which side of a [`fork`] one is on.
+#[derive(Debug)]
+pub enum Fork {
+    Parent(nix::unistd::Pid),
+    Child,
+}
+
+/// Forks. The child must call nothing but what is async-signal-safe until it executes another program or ends.
+pub fn fork() -> Result<Fork, Errno> {
+    // SAFETY: the guest programs have one thread, so no lock can be held by another at the time of the fork.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(Fork::Parent(child)),
+        nix::unistd::ForkResult::Child => Ok(Fork::Child),
+    }
+}
+
+/// Ends the calling process at once, without running destructors: for the child of a [`fork`].
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit ends the process and cannot return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Pointers to C strings with the null at the end, as `execve` takes them; made before a fork.
+#[derive(Debug)]
+pub struct CArray<'a> {
+    pointers: Vec<*const libc::c_char>,
+    strings: std::marker::PhantomData<&'a CStr>,
+}
+
+impl<'a> CArray<'a> {
+    pub fn new(strings: impl IntoIterator<Item = &'a CStr>) -> Self {
+        let pointers = strings.into_iter().map(CStr::as_ptr).chain([std::ptr::null()]).collect();
+        Self { pointers, strings: std::marker::PhantomData }
+    }
+}
+
+/// Executes a program; returns only when that failed. Allocates nothing.
+pub fn execute(program: &CStr, arguments: &CArray<'_>, environment: &CArray<'_>) -> Errno {
+    // SAFETY: the arrays end with a null pointer and borrow C strings that outlive the call.
+    unsafe { libc::execve(program.as_ptr(), arguments.pointers.as_ptr(), environment.pointers.as_ptr()) };
+    Errno::last()
+}
+
+/// Makes `descriptor` refer to `onto` as well, without close-on-exec: for the stdio of a forked child.
+pub fn duplicate_onto(descriptor: i32, onto: i32) -> Result<(), Errno> {
+    if descriptor == onto {
+        // SAFETY: fcntl on an integer descriptor; clears the close-on-exec flag that dup2 would have cleared.
+        return check(libc::c_long::from(unsafe { libc::fcntl(onto, libc::F_SETFD, 0) })).map(drop);
+    }
+    // SAFETY: dup2 on integer descriptors; the child owns its whole table.
+    check(libc::c_long::from(unsafe { libc::dup2(descriptor, onto) })).map(drop)
+}
+
+/// Writes to a descriptor by its number: for the child of a fork, which owns its whole table.
+pub fn write_raw(descriptor: i32, bytes: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: the pointer and length are those of a live slice.
+    check(unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) } as libc::c_long)
+        .map(|n| n as usize)
+}
+
+/// Opens a file for writing, writes once, and closes it: for cgroup and proc files. Async-signal-safe.
+pub fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the path is a valid C string.
+    let file =
+        check(libc::c_long::from(unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) }))?;
+    let written = write_raw(file as i32, bytes);
+    // SAFETY: the descriptor was opened above and is used nowhere else.
+    unsafe { libc::close(file as i32) };
+    written.map(drop)
+}
+
+/// Sets a resource limit of the calling process, soft and hard.
+pub fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the pointer is to a live structure of the right type, and null asks for nothing back.
+    check(unsafe {
+        libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, std::ptr::null::<libc::rlimit>())
+    })
+    .map(drop)
+}
+
+/// Sets supplementary groups, group and user of the calling process for good.
+pub fn become_user(user: u32, group: u32, groups: &[u32]) -> Result<(), Errno> {
+    // SAFETY: the pointer and count are those of a live slice of gid_t.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+    // SAFETY: plain integers. The raw calls change this thread, and a forked child has one.
+    check(unsafe { libc::syscall(libc::SYS_setresgid, group, group, group) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) }).map(drop)
+}
+
+/// Asks the kernel to deliver orphaned descendants to this process.
+pub fn become_subreaper() -> io::Result<()> {
+    // SAFETY: prctl with integers only.
+    match unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
