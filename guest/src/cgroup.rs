@@ -1,0 +1,229 @@
+//! cgroup2, as PID 1 lays it out.
+//!
+//! ```text
+//! /sys/fs/cgroup              controllers cpu, io, memory, pids; envd makes `user`, `ptys` and `socats` here
+//!  ├─ init.scope              PID 1 and the relay: a freeze never touches it
+//!  ├─ envd                    envd-wrapper and envd: top level, so that its weights compete with `user` and `ptys`
+//!  └─ system.slice/NAME       every other service
+//! ```
+//!
+//! `cgroup.freeze` is never written: envd takes what it finds there for the guest's own freeze and keeps it.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+/// Where cgroup2 is mounted.
+pub const ROOT: &str = "/sys/fs/cgroup";
+/// PID 1's own cgroup and the relay's.
+pub const INIT_SCOPE: &str = "init.scope";
+/// The wrapper's and envd's.
+pub const ENVD: &str = "envd";
+/// What other services are put below.
+pub const SLICE: &str = "system.slice";
+/// Each is switched on alone: one that the kernel lacks must not take the others with it.
+pub const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
+
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error("cannot make the cgroup {}: {source}", path.display())]
+    Make { path: PathBuf, source: io::Error },
+    #[error("cannot write {value:?} to {}: {source}", path.display())]
+    Write { path: PathBuf, value: String, source: io::Error },
+}
+
+/// Weights and memory bounds of one cgroup. What is unset stays as the kernel has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weights {
+    /// Share of the CPU against its siblings, 1 to 10000; the kernel's default is 100.
+    pub cpu_weight: Option<u64>,
+    /// Share of disk bandwidth against its siblings, 1 to 10000; the kernel's default is 100.
+    pub io_weight: Option<u64>,
+    /// Bytes that are never reclaimed.
+    pub memory_min: Option<u64>,
+    /// Bytes that are reclaimed only when nothing else is left.
+    pub memory_low: Option<u64>,
+    /// Bytes above which the service is slowed and reclaimed.
+    pub memory_high: Option<u64>,
+    /// Bytes above which the OOM killer acts.
+    pub memory_max: Option<u64>,
+    /// Number of processes and threads.
+    pub pids_max: Option<u64>,
+}
+
+impl Weights {
+    /// File and text for each property that is set.
+    fn properties(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let plain = |name, value: Option<u64>| value.map(|value| (name, value.to_string()));
+        [
+            plain("memory.min", self.memory_min),
+            plain("memory.low", self.memory_low),
+            plain("memory.high", self.memory_high),
+            plain("memory.max", self.memory_max),
+            plain("cpu.weight", self.cpu_weight),
+            self.io_weight.map(|value| ("io.weight", format!("default {value}"))),
+            plain("pids.max", self.pids_max),
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+/// A cgroup2 hierarchy; the root is a parameter so that tests can lay one out in a folder.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    root: PathBuf,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self::new(ROOT)
+    }
+}
+
+impl Tree {
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    pub fn path(&self, group: &str) -> PathBuf {
+        self.root.join(group)
+    }
+
+    /// Switches on what can be switched on for the children of `group`; the answer is what could not be.
+    pub fn enable_controllers(&self, group: &str) -> Vec<CgroupError> {
+        let file = self.path(group).join("cgroup.subtree_control");
+        CONTROLLERS.iter().filter_map(|name| write(&file, &format!("+{name}")).err()).collect()
+    }
+
+    /// Makes `group` with its parents; one that is there is fine. In `system.slice` the controllers are passed on.
+    pub fn make(&self, group: &str) -> Result<(), CgroupError> {
+        if let Some((parent, _)) = group.rsplit_once('/') {
+            self.make(parent)?;
+            self.enable_controllers(parent); // a controller that the root lacks was told about there
+        }
+        let path = self.path(group);
+        match fs::create_dir(&path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(CgroupError::Make { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets each property; one whose file the kernel does not have is passed over, as envd does with its own.
+    pub fn set(&self, group: &str, weights: &Weights) -> Vec<CgroupError> {
+        let path = self.path(group);
+        weights
+            .properties()
+            .filter_map(|(name, value)| write(&path.join(name), &value).err())
+            .filter(|error| !matches!(error, CgroupError::Write { source, .. } if source.kind() == io::ErrorKind::NotFound))
+            .collect()
+    }
+
+    pub fn enter(&self, group: &str, pid: i32) -> Result<(), CgroupError> {
+        write(&self.path(group).join("cgroup.procs"), &pid.to_string())
+    }
+
+    /// Takes away an empty cgroup; one that is not empty stays.
+    pub fn remove(&self, group: &str) {
+        let _ = fs::remove_dir(self.path(group));
+    }
+
+    /// Everybody in `group` itself, not below it.
+    pub fn processes(&self, group: &str) -> Vec<i32> {
+        let text = fs::read_to_string(self.path(group).join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Kills everybody in `group` and below it, frozen or not.
+    pub fn kill(&self, group: &str) -> Result<(), CgroupError> {
+        write(&self.path(group).join("cgroup.kill"), "1")
+    }
+
+    pub fn memory_current(&self, group: &str) -> Option<u64> {
+        self.number(group, "memory.current")
+    }
+
+    pub fn memory_peak(&self, group: &str) -> Option<u64> {
+        self.number(group, "memory.peak")
+    }
+
+    /// How often the OOM killer took somebody of `group` or below.
+    pub fn oom_kills(&self, group: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.path(group).join("memory.events")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+    }
+
+    fn number(&self, group: &str, file: &str) -> Option<u64> {
+        fs::read_to_string(self.path(group).join(file)).ok()?.trim().parse().ok()
+    }
+}
+
+fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
+    fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|source| CgroupError::Write { path: path.to_owned(), value: value.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree_with(files: &[&str]) -> (tempfile::TempDir, Tree) {
+        let dir = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        let tree = Tree::new(dir.path());
+        (dir, tree)
+    }
+
+    #[test]
+    fn a_property_that_the_kernel_lacks_is_passed_over_and_the_others_are_set() {
+        let (dir, tree) = tree_with(&["envd/cpu.weight", "envd/memory.min"]);
+        let weights = Weights {
+            cpu_weight: Some(1000),
+            io_weight: Some(10_000),
+            memory_min: Some(5),
+            ..Weights::default()
+        };
+        assert!(tree.set("envd", &weights).is_empty());
+        assert_eq!(fs::read_to_string(dir.path().join("envd/cpu.weight")).unwrap(), "1000");
+        assert_eq!(fs::read_to_string(dir.path().join("envd/memory.min")).unwrap(), "5");
+    }
+
+    #[test]
+    fn a_group_is_made_with_its_parents_and_twice_is_fine() {
+        let (dir, tree) = tree_with(&[]);
+        tree.make("system.slice/web").unwrap();
+        tree.make("system.slice/web").unwrap();
+        assert!(dir.path().join("system.slice/web").is_dir());
+    }
+
+    #[test]
+    fn each_missing_controller_is_told_by_name() {
+        let (_dir, tree) = tree_with(&[]);
+        let errors = tree.enable_controllers("");
+        assert_eq!(errors.len(), CONTROLLERS.len());
+        assert!(errors[1].to_string().contains("\"+io\""));
+    }
+
+    #[test]
+    fn the_oom_counter_is_not_taken_for_its_neighbour() {
+        let (dir, tree) = tree_with(&["a/memory.events"]);
+        fs::write(dir.path().join("a/memory.events"), "low 0\noom 7\noom_kill 2\noom_group_kill 9\n")
+            .unwrap();
+        assert_eq!(tree.oom_kills("a"), Some(2));
+        assert_eq!(tree.oom_kills("b"), None);
+    }
+}
