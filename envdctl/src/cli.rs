@@ -1,8 +1,16 @@
 //! The command line: one module for each subcommand, each with its `Args` and its `run`.
 
 use clap::{Parser, Subcommand};
+use guest::control::ShutdownKind;
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    boot::{self, BootArgs},
+    console::{self, ConsoleArgs},
+    exit::{Exit, Failure},
+    logs::{self, LogsArgs},
+    service::{self, ServiceArgs, ShutdownArgs, Verb},
+    status::{self, StatusArgs},
+};
 
 /// Reaches, watches and repairs the way to envd in an E2B sandbox.
 #[derive(Debug, Parser)]
@@ -15,11 +23,43 @@ pub struct Cli {
 // Add a command: a variant that wraps the module's `Args`, and a line in `run` below. A module's `run` is
 // `fn run(args: Args) -> Result<Exit, Failure>`; its error enum implements `exit::Fatal`.
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Print the state of the guest: boot, network, services, envd, relay
+    Status(StatusArgs),
+    /// Print the guest's log ring
+    Logs(LogsArgs),
+    /// Show where the time of a boot went
+    Boot(BootArgs),
+    /// Follow a serial console, coloured
+    Console(ConsoleArgs),
+    /// Start a service of the guest
+    Start(ServiceArgs),
+    /// Stop a service of the guest
+    Stop(ServiceArgs),
+    /// Restart a service of the guest, for example envd
+    Restart(ServiceArgs),
+    /// Reboot the guest (Firecracker then ends: it has no reboot)
+    Reboot(ShutdownArgs),
+    /// Power the guest off
+    Poweroff(ShutdownArgs),
+    /// Halt the guest
+    Halt(ShutdownArgs),
+}
 
 impl Cli {
     /// Runs the command that was asked for.
     pub fn run(self) -> Result<Exit, Failure> {
-        match self.command {}
+        match self.command {
+            Command::Status(args) => status::run(&args),
+            Command::Logs(args) => logs::run(args),
+            Command::Boot(args) => boot::run(&args),
+            Command::Console(args) => console::run(&args),
+            Command::Start(args) => service::run(Verb::Start, args),
+            Command::Stop(args) => service::run(Verb::Stop, args),
+            Command::Restart(args) => service::run(Verb::Restart, args),
+            Command::Reboot(args) => service::shutdown(ShutdownKind::Reboot, &args),
+            Command::Poweroff(args) => service::shutdown(ShutdownKind::Poweroff, &args),
+            Command::Halt(args) => service::shutdown(ShutdownKind::Halt, &args),
+        }
     }
 }

@@ -1,4 +1,15 @@
 //! `envdctl`, the operator's tool on the host: one module for each command. See `docs/envdctl.md`.
 
+pub mod boot;
 pub mod cli;
+pub mod client;
+pub mod console;
+pub mod dial;
 pub mod exit;
+pub mod guest_args;
+pub mod host;
+pub mod logs;
+pub mod netns;
+pub mod service;
+pub mod status;
+pub mod text;
