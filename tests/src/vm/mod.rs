@@ -1,0 +1,147 @@
+//! A virtual machine: QEMU in a network namespace of its own, with the platform's devices and command line.
+
+mod builder;
+pub mod console;
+mod kernel;
+mod process;
+mod qmp;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::thread;
+
+use anyhow::Result;
+
+pub use builder::{Builder, IP_ARG, qemu_version};
+pub use console::{Console, Mark};
+pub use kernel::{Accel, Kernel};
+pub use process::Process;
+pub use qmp::Qmp;
+
+use crate::image::Image;
+use crate::net::{GUEST, NetNs};
+use crate::{paths, wait};
+
+/// A running VM. Dropping it ends QEMU and its companions and removes the namespace and all files.
+#[derive(Debug)]
+pub struct Vm {
+    // The order is the order of the drop: processes end before what they use is removed.
+    qmp: Qmp,
+    console: Console,
+    qemu: Process,
+    vsock: Option<Process>,
+    netns: NetNs,
+    disk: PathBuf,
+    files: Files,
+}
+
+/// The VM's folder: sockets, logs, overlay.
+#[derive(Debug)]
+struct Files {
+    dir: PathBuf,
+}
+
+impl Files {
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.at(name)).unwrap_or_default()
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            keep_logs(self);
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Vm {
+    /// Describes a VM that boots this image.
+    pub fn of(image: &Image) -> Builder {
+        Builder::new(image.path())
+    }
+
+    /// The same for any ext4 image.
+    pub fn of_file(image: &Path) -> Builder {
+        Builder::new(image)
+    }
+
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    pub fn qmp(&self) -> &Qmp {
+        &self.qmp
+    }
+
+    pub fn netns(&self) -> &NetNs {
+        &self.netns
+    }
+
+    /// QEMU itself.
+    pub fn qemu(&self) -> &Process {
+        &self.qemu
+    }
+
+    /// vhost-device-vsock, where the VM has vsock.
+    pub fn vsock_daemon(&self) -> Option<&Process> {
+        self.vsock.as_ref()
+    }
+
+    /// The VMM's unix socket that leads to the guest's vsock ports.
+    pub fn vsock_socket(&self) -> PathBuf {
+        self.files.at("v.sock")
+    }
+
+    /// The image's copy that the VM writes to when it was built with `keep_disk`, else the image.
+    pub fn disk(&self) -> &Path {
+        &self.disk
+    }
+
+    /// A folder that goes when the VM goes.
+    pub fn dir(&self) -> &Path {
+        &self.files.dir
+    }
+
+    /// envd over TCP, as `envdctl` writes endpoints.
+    pub fn tcp_endpoint(&self) -> String {
+        format!("netns:{}/tcp:{GUEST}:{}", self.netns.name(), envd_api::PORT)
+    }
+
+    /// A vsock port of the guest, as `envdctl` writes endpoints.
+    pub fn vsock_endpoint(&self, port: u32) -> String {
+        format!("firecracker:{}:{port}", self.vsock_socket().display())
+    }
+
+    /// How QEMU ended, once it has.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.qemu.ended()
+    }
+
+    /// Waits until the guest has ended the VM.
+    pub fn wait_end(&self) -> Result<ExitStatus> {
+        wait::until("the VM to end", wait::BOUND, || Ok(self.ended()))
+    }
+
+    /// Copies console and logs to a folder under `target/vm-logs` and returns it.
+    pub fn save_logs(&self) -> PathBuf {
+        keep_logs(&self.files)
+    }
+}
+
+fn keep_logs(files: &Files) -> PathBuf {
+    let name = files.dir.file_name().unwrap_or_default();
+    let dir = paths::root().join("target/vm-logs").join(name);
+    let _ = fs::create_dir_all(&dir);
+    for log in ["console.log", "qemu.log", "vsock.log"] {
+        let _ = fs::copy(files.at(log), dir.join(log));
+    }
+    eprintln!("the VM's console and logs are kept in {}", dir.display());
+    dir
+}
