@@ -3,7 +3,7 @@
 //! | found in the image | what goes in |
 //! |---|---|
 //! | systemd | a drop-in of `envd.service`, a unit for the relay |
-//! | OpenRC | a file in `/etc/rc.conf.d`, a script for the relay in the runlevel `boot` |
+//! | OpenRC | a file in `/etc/rc.conf.d`, a script for the relay in the runlevel `default` |
 //! | no service for envd | one with the platform's settings besides |
 //! | another init, a masked or unfit service | nothing: refused by name, or line by line |
 //!
@@ -40,7 +40,12 @@ const RELAY_WANTED: (&str, &str) =
     ("/usr/lib/systemd/system/sysinit.target.wants/envd-init-relay.service", "../envd-init-relay.service");
 const RC_CONF: (&str, &str) = overlay!("/etc/rc.conf.d/envd-init.conf");
 const RELAY_SCRIPT: (&str, &str) = overlay!("/etc/init.d/envd-init-relay");
-const RELAY_RUNLEVEL: (&str, &str) = ("/etc/runlevels/boot/envd-init-relay", "/etc/init.d/envd-init-relay");
+const RELAY_RUNLEVEL: (&str, &str) =
+    ("/etc/runlevels/default/envd-init-relay", "/etc/init.d/envd-init-relay");
+
+/// For a machine that runs; in the payload alone.
+const INSTALL: (&str, &str) =
+    ("/usr/lib/envd-init/install.sh", include_str!("../../overlay/keep/install.sh"));
 
 const ENVD_UNIT: (&str, &str) = (
     "/usr/lib/systemd/system/envd.service",
@@ -113,6 +118,7 @@ pub fn payload() -> Plan {
     let mut plan = Plan::default();
     add_systemd(&mut plan, DROP_IN.1.to_owned());
     add_openrc(&mut plan);
+    plan.file(INSTALL.0, bytes(INSTALL.1), 0o755);
     plan
 }
 
