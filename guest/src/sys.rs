@@ -97,6 +97,16 @@ pub fn duplicate_onto(descriptor: i32, onto: i32) -> Result<(), Errno> {
     check(libc::c_long::from(unsafe { libc::dup2(descriptor, onto) })).map(drop)
 }
 
+/// Takes ownership of a descriptor that a system call has just made.
+pub fn own(descriptor: i32) -> Result<std::os::fd::OwnedFd, Errno> {
+    use std::os::fd::FromRawFd;
+    if descriptor < 0 {
+        return Err(Errno::EBADF);
+    }
+    // SAFETY: the caller got the number from the kernel a moment ago and nobody else knows it.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(descriptor) })
+}
+
 /// Writes to a descriptor by its number: for the child of a fork, which owns its whole table.
 pub fn write_raw(descriptor: i32, bytes: &[u8]) -> Result<usize, Errno> {
     // SAFETY: the pointer and length are those of a live slice.

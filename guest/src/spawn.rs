@@ -1,0 +1,504 @@
+//! Starting a process in a clean world of its own.
+//!
+//! What a child inherits is decided here and nowhere else: environment, limits, priorities, session, signals, cgroup,
+//! descriptors. Everything is prepared before the fork; between fork and exec the child only makes system calls.
+//!
+//! Each step that fails is told, by name and errno, through a close-on-exec pipe ([`Spawned::steps`]), and passed over; only a
+//! failed exec ends the child. The pipe's end of file means that the program runs. The parent reads it when its loop says
+//! so and never waits for it: a child in a frozen cgroup does not get to exec until the thaw.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, pipe2};
+
+use crate::elf;
+use crate::sys::{self, CArray, Fork};
+
+/// What a child that could not be executed exits with.
+pub const EXEC_FAILED: i32 = 127;
+
+/// A resource limit, soft and hard; `None` is unlimited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    pub resource: Resource,
+    pub soft: Option<u64>,
+    pub hard: Option<u64>,
+}
+
+/// Which resource; the numbers are the kernel's, the same on x86_64 and aarch64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Resource {
+    Cpu = 0,
+    FileSize = 1,
+    Data = 2,
+    Stack = 3,
+    Core = 4,
+    Processes = 6,
+    OpenFiles = 7,
+    LockedMemory = 8,
+    AddressSpace = 9,
+    Signals = 11,
+    MessageQueues = 12,
+    Nice = 13,
+    RealtimePriority = 14,
+}
+
+/// Whom it runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub user: u32,
+    pub group: u32,
+    pub groups: Vec<u32>,
+}
+
+/// Where its output goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Output {
+    /// Two pipes, to be drained by the parent.
+    #[default]
+    Pipes,
+    Null,
+    Inherit,
+}
+
+/// A program and the world it is to live in.
+#[derive(Debug, Clone, Default)]
+pub struct Program {
+    pub path: PathBuf,
+    /// `argv[0]`, where it is not the path.
+    pub name: Option<OsString>,
+    pub arguments: Vec<OsString>,
+    pub environment: Vec<(OsString, OsString)>,
+    pub directory: Option<PathBuf>,
+    pub identity: Option<Identity>,
+    pub limits: Vec<Limit>,
+    pub nice: Option<i32>,
+    /// Class (1 realtime, 2 best effort, 3 idle) and level (0 to 7).
+    pub io_priority: Option<(u8, u8)>,
+    pub oom_score_adj: Option<i32>,
+    /// The cgroup's folder; the child moves itself there before it is executed.
+    pub cgroup: Option<PathBuf>,
+    /// What it gets when its parent dies.
+    pub death_signal: Option<Signal>,
+    pub output: Output,
+}
+
+/// What the child does between fork and exec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    Session = 1,
+    Stdio,
+    Cgroup,
+    OomScore,
+    Nice,
+    IoPriority,
+    Limit,
+    Directory,
+    Identity,
+    DeathSignal,
+    Descriptors,
+    Exec,
+}
+
+impl Step {
+    const ALL: [Self; 12] = [
+        Self::Session,
+        Self::Stdio,
+        Self::Cgroup,
+        Self::OomScore,
+        Self::Nice,
+        Self::IoPriority,
+        Self::Limit,
+        Self::Directory,
+        Self::Identity,
+        Self::DeathSignal,
+        Self::Descriptors,
+        Self::Exec,
+    ];
+
+    /// What could not be done, for "cannot …".
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Session => "make a session",
+            Self::Stdio => "connect its output",
+            Self::Cgroup => "enter its cgroup",
+            Self::OomScore => "set oom_score_adj",
+            Self::Nice => "set its nice value",
+            Self::IoPriority => "set its I/O priority",
+            Self::Limit => "set a resource limit",
+            Self::Directory => "change to its directory",
+            Self::Identity => "become its user",
+            Self::DeathSignal => "set its parent-death signal",
+            Self::Descriptors => "close inherited descriptors",
+            Self::Exec => "execute it",
+        }
+    }
+
+    /// One that must not be passed over: what runs would run as somebody else or somewhere else.
+    const fn is_vital(self) -> bool {
+        matches!(self, Self::Identity | Self::Directory | Self::Exec)
+    }
+}
+
+/// A step that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    pub step: Step,
+    pub errno: Errno,
+}
+
+impl Failure {
+    /// One line for the log.
+    pub fn describe(&self, program: &Path) -> String {
+        match self.step {
+            Step::Exec => format!("cannot execute: {}", elf::explain(program, self.errno)),
+            step if step.is_vital() => {
+                format!("not started: cannot {}: {}", step.as_str(), self.errno.desc())
+            }
+            step => format!("cannot {}: {}; started without", step.as_str(), self.errno.desc()),
+        }
+    }
+
+    /// Whether the program does not run because of it.
+    pub const fn is_final(&self) -> bool {
+        self.step.is_vital()
+    }
+}
+
+/// A child on its way to its program.
+#[derive(Debug)]
+pub struct Spawned {
+    pub pid: Pid,
+    /// Non-blocking read ends, with [`Output::Pipes`].
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+    /// Told by [`read_steps`] what failed; at its end of file the program runs, or the child is gone.
+    pub steps: OwnedFd,
+}
+
+/// Why no child could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    #[error("cannot start {}: a NUL byte in its arguments or environment", program.display())]
+    Nul { program: PathBuf },
+    #[error("cannot start {}: {operation}: {source}", program.display())]
+    System { program: PathBuf, operation: &'static str, source: Errno },
+}
+
+/// Starts a child. It is registered by the caller before the caller reaps anything, since both are in one thread.
+pub fn spawn(program: &Program) -> Result<Spawned, SpawnError> {
+    let failed =
+        |operation| move |source| SpawnError::System { program: program.path.clone(), operation, source };
+    let prepared = Prepared::new(program).map_err(|_| SpawnError::Nul { program: program.path.clone() })?;
+    let channel = || pipe2(OFlag::O_CLOEXEC).map_err(failed("make a pipe"));
+    let (steps, steps_in) = channel()?;
+    let (stdout, stdout_in) = output_pipe(program.output).map_err(failed("make a pipe"))?;
+    let (stderr, stderr_in) = output_pipe(program.output).map_err(failed("make a pipe"))?;
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).ok();
+    let wiring = Wiring {
+        steps: clear_of_stdio(steps_in).map_err(failed("make a pipe"))?,
+        null: null.map(clear_of_stdio).transpose().map_err(failed("open /dev/null"))?,
+        stdout: stdout_in.map(clear_of_stdio).transpose().map_err(failed("make a pipe"))?,
+        stderr: stderr_in.map(clear_of_stdio).transpose().map_err(failed("make a pipe"))?,
+    };
+    let parent = nix::unistd::getpid();
+    // The arrays borrow the prepared strings, and must be there before the fork: the child may not allocate.
+    let arguments = CArray::new(prepared.arguments.iter().map(CString::as_c_str));
+    let environment = CArray::new(prepared.environment.iter().map(CString::as_c_str));
+    match sys::fork().map_err(failed("fork"))? {
+        Fork::Parent(pid) => {
+            for end in [&steps].into_iter().chain(&stdout).chain(&stderr) {
+                let _ = crate::reactor::set_nonblocking(end);
+            }
+            Ok(Spawned { pid, stdout, stderr, steps })
+        }
+        Fork::Child => {
+            Child { program, prepared: &prepared, wiring: &wiring, parent }.run(&arguments, &environment)
+        }
+    }
+}
+
+/// Read end and write end, where there is to be a pipe.
+fn output_pipe(output: Output) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Errno> {
+    match output {
+        Output::Pipes => pipe2(OFlag::O_CLOEXEC).map(|(read, write)| (Some(read), Some(write))),
+        Output::Null | Output::Inherit => Ok((None, None)),
+    }
+}
+
+/// Moves a descriptor above stdio: PID 1 may have none of its own, and then pipes would get those numbers.
+fn clear_of_stdio(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+    if fd.as_raw_fd() > 2 {
+        return Ok(fd);
+    }
+    let raised = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(3))?;
+    sys::own(raised)
+}
+
+/// Strings as the kernel wants them.
+struct Prepared {
+    path: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    directory: Option<CString>,
+    cgroup: Option<CString>,
+    oom_score: Option<String>,
+}
+
+impl Prepared {
+    fn new(program: &Program) -> Result<Self, std::ffi::NulError> {
+        let name = program.name.as_deref().unwrap_or(program.path.as_os_str());
+        let c_string = |text: &OsStr| CString::new(text.as_bytes());
+        let variable = |(key, value): &(OsString, OsString)| {
+            CString::new([key.as_bytes(), b"=", value.as_bytes()].concat())
+        };
+        Ok(Self {
+            path: c_string(program.path.as_os_str())?,
+            arguments: std::iter::once(name)
+                .chain(program.arguments.iter().map(OsString::as_os_str))
+                .map(c_string)
+                .collect::<Result<_, _>>()?,
+            environment: program.environment.iter().map(variable).collect::<Result<_, _>>()?,
+            directory: program.directory.as_deref().map(|path| c_string(path.as_os_str())).transpose()?,
+            cgroup: program
+                .cgroup
+                .as_deref()
+                .map(|folder| c_string(folder.join("cgroup.procs").as_os_str()))
+                .transpose()?,
+            oom_score: program.oom_score_adj.map(|score| score.to_string()),
+        })
+    }
+}
+
+/// The child's ends of its pipes.
+struct Wiring {
+    steps: OwnedFd,
+    null: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+/// The forked child: nothing here may allocate, lock or panic.
+struct Child<'a> {
+    program: &'a Program,
+    prepared: &'a Prepared,
+    wiring: &'a Wiring,
+    parent: Pid,
+}
+
+impl Child<'_> {
+    fn run(&self, arguments: &CArray<'_>, environment: &CArray<'_>) -> ! {
+        sys::reset_signals();
+        self.step(Step::Session, nix::unistd::setsid().map(drop));
+        self.step(Step::Stdio, self.connect_stdio());
+        self.step(Step::Cgroup, self.enter_cgroup());
+        self.step(Step::OomScore, self.set_oom_score());
+        self.step(Step::Nice, self.program.nice.map_or(Ok(()), sys::set_nice));
+        self.step(Step::IoPriority, self.set_io_priority());
+        for limit in &self.program.limits {
+            self.step(Step::Limit, set_limit(limit));
+        }
+        self.step(Step::Directory, self.change_directory());
+        self.step(Step::Identity, self.become_user());
+        self.step(Step::DeathSignal, self.set_death_signal());
+        self.step(Step::Descriptors, sys::close_on_exec_from(3));
+        self.step(Step::Exec, Err(sys::execute(&self.prepared.path, arguments, environment)));
+        sys::exit_now(EXEC_FAILED)
+    }
+
+    /// Tells a failure; a vital one ends the child.
+    fn step(&self, step: Step, outcome: Result<(), Errno>) {
+        let Err(errno) = outcome else { return };
+        let [b0, b1, b2, b3] = (errno as i32).to_le_bytes();
+        let _ = sys::write_raw(self.wiring.steps.as_raw_fd(), &[step as u8, b0, b1, b2, b3]);
+        if step.is_vital() {
+            sys::exit_now(EXEC_FAILED);
+        }
+    }
+
+    fn connect_stdio(&self) -> Result<(), Errno> {
+        let wiring = self.wiring;
+        if let Some(null) = &wiring.null {
+            sys::duplicate_onto(null.as_raw_fd(), 0)?;
+        }
+        if self.program.output == Output::Inherit {
+            return Ok(());
+        }
+        for (end, onto) in [(&wiring.stdout, 1), (&wiring.stderr, 2)] {
+            if let Some(end) = end.as_ref().or(wiring.null.as_ref()) {
+                sys::duplicate_onto(end.as_raw_fd(), onto)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn enter_cgroup(&self) -> Result<(), Errno> {
+        self.prepared.cgroup.as_ref().map_or(Ok(()), |path| sys::write_file(path, b"0"))
+    }
+
+    fn set_oom_score(&self) -> Result<(), Errno> {
+        let score = self.prepared.oom_score.as_ref();
+        score.map_or(Ok(()), |score| sys::write_file(c"/proc/self/oom_score_adj", score.as_bytes()))
+    }
+
+    fn set_io_priority(&self) -> Result<(), Errno> {
+        self.program.io_priority.map_or(Ok(()), |(class, level)| sys::set_io_priority(class, level))
+    }
+
+    fn change_directory(&self) -> Result<(), Errno> {
+        nix::unistd::chdir(self.prepared.directory.as_deref().unwrap_or(c"/"))
+    }
+
+    fn become_user(&self) -> Result<(), Errno> {
+        let Some(identity) = &self.program.identity else { return Ok(()) };
+        sys::become_user(identity.user, identity.group, &identity.groups)
+    }
+
+    /// After the change of user, which clears it. A parent that died before this leaves no signal: then the child ends itself.
+    fn set_death_signal(&self) -> Result<(), Errno> {
+        let Some(signal) = self.program.death_signal else { return Ok(()) };
+        nix::sys::prctl::set_pdeathsig(signal)?;
+        if nix::unistd::getppid() != self.parent {
+            sys::exit_now(EXEC_FAILED);
+        }
+        Ok(())
+    }
+}
+
+fn set_limit(limit: &Limit) -> Result<(), Errno> {
+    const UNLIMITED: u64 = u64::MAX;
+    sys::set_limit(limit.resource as u32, limit.soft.unwrap_or(UNLIMITED), limit.hard.unwrap_or(UNLIMITED))
+}
+
+/// What the child has told so far.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Steps {
+    pub failures: Vec<Failure>,
+    /// The pipe has ended: the program runs, unless a failure was final.
+    pub ended: bool,
+}
+
+/// Reads what is there, without waiting.
+pub fn read_steps(pipe: &OwnedFd) -> Steps {
+    const RECORD: usize = 5;
+    let mut steps = Steps::default();
+    let mut buffer = [0; RECORD * 16];
+    loop {
+        match crate::reactor::read_ready(pipe, &mut buffer) {
+            Ok(Some(0)) | Err(_) => steps.ended = true,
+            Ok(Some(count)) => {
+                steps.failures.extend(buffer[..count].chunks_exact(RECORD).filter_map(parse_failure));
+                continue;
+            }
+            Ok(None) => {}
+        }
+        return steps;
+    }
+}
+
+fn parse_failure(record: &[u8]) -> Option<Failure> {
+    let (step, errno) = record.split_first()?;
+    let step = *Step::ALL.get(usize::from(*step).checked_sub(1)?)?;
+    Some(Failure { step, errno: Errno::from_raw(i32::from_le_bytes(*errno.first_chunk()?)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+
+    use nix::sys::wait::{WaitStatus, waitpid};
+
+    use super::*;
+
+    fn shell(script: &str) -> Program {
+        Program {
+            path: PathBuf::from("/bin/sh"),
+            arguments: vec!["-c".into(), script.into()],
+            environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            ..Program::default()
+        }
+    }
+
+    /// Runs it to its end: its exit, its standard output, its failed steps.
+    fn run(program: &Program) -> (WaitStatus, String, Vec<Failure>) {
+        let spawned = spawn(program).unwrap();
+        let status = waitpid(spawned.pid, None).unwrap();
+        let mut text = Vec::new();
+        if let Some(stdout) = spawned.stdout {
+            let _ = File::from(stdout).read_to_end(&mut text);
+        }
+        let steps = read_steps(&spawned.steps);
+        assert!(steps.ended);
+        (status, String::from_utf8_lossy(&text).into_owned(), steps.failures)
+    }
+
+    #[test]
+    fn the_child_sees_its_own_world_and_nothing_else() {
+        let leaked = File::open("/dev/zero").unwrap();
+        nix::fcntl::fcntl(&leaked, FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        let mut program = shell("env; ls /proc/self/fd | wc -l; ulimit -n; pwd");
+        program.limits = vec![Limit { resource: Resource::OpenFiles, soft: Some(64), hard: Some(64) }];
+        program.directory = Some("/usr".into());
+        let (status, text, failures) = run(&program);
+        assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
+        assert_eq!(failures, []);
+        assert!(!text.contains("CARGO"), "our environment leaked: {text}");
+        assert!(text.contains("\n4\n64\n/usr\n"), "stdio and ls's own descriptor only: {text}");
+    }
+
+    #[test]
+    fn signals_that_we_ignore_or_block_reach_the_child() {
+        use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+        let mut old = SigSet::empty();
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::from(Signal::SIGTERM)), Some(&mut old)).unwrap();
+        let (status, ..) = run(&shell("kill -TERM $$; sleep 5"));
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&old), None).unwrap();
+        assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGTERM, _)), "{status:?}");
+    }
+
+    #[test]
+    fn a_missing_program_is_told_by_step_and_errno() {
+        let program = Program { path: "/no/such/envd".into(), ..Program::default() };
+        let (status, _, failures) = run(&program);
+        assert!(matches!(status, WaitStatus::Exited(_, EXEC_FAILED)));
+        assert_eq!(failures, [Failure { step: Step::Exec, errno: Errno::ENOENT }]);
+        assert_eq!(failures[0].describe(&program.path), "cannot execute: /no/such/envd is missing");
+    }
+
+    #[test]
+    fn an_optional_step_that_fails_is_told_and_passed_over() {
+        let program = Program { cgroup: Some("/no/such/cgroup".into()), ..shell("echo ran") };
+        let (_, text, failures) = run(&program);
+        assert_eq!(text, "ran\n");
+        assert_eq!(failures, [Failure { step: Step::Cgroup, errno: Errno::ENOENT }]);
+    }
+
+    #[test]
+    fn a_missing_directory_keeps_the_program_from_running_elsewhere() {
+        let (_, text, failures) = run(&Program { directory: Some("/no/such".into()), ..shell("echo ran") });
+        assert_eq!(text, "");
+        assert!(failures[0].is_final());
+    }
+
+    #[test]
+    fn a_name_can_differ_from_the_path() {
+        let (_, text, _) =
+            run(&Program { name: Some("envd".into()), ..shell("cat /proc/$$/cmdline | tr '\\0' ' '") });
+        assert!(text.starts_with("envd -c"), "{text}");
+    }
+
+    #[test]
+    fn a_nul_byte_is_refused_before_anything_happens() {
+        assert!(matches!(spawn(&shell("a\0b")), Err(SpawnError::Nul { .. })));
+    }
+}

@@ -1,0 +1,360 @@
+//! Named scenarios with a scripted clock; no process, no timer.
+
+use super::*;
+
+/// A machine and the time, with the actions of the last event.
+struct Script {
+    machine: Machine,
+    now: Moment,
+}
+
+impl Script {
+    fn new(policy: Policy) -> Self {
+        Self { machine: Machine::new(policy), now: Duration::from_secs(100) }
+    }
+
+    fn envd() -> Self {
+        Self::new(Policy {
+            readiness: Readiness::Probe,
+            start_bound: Some(Duration::from_secs(10)),
+            liveness: Some(Liveness { every: Duration::from_secs(30), failing_for: Duration::from_secs(60) }),
+            dump_bound: Some(Duration::from_secs(2)),
+            ..Policy::default()
+        })
+    }
+
+    /// Started and healthy.
+    fn serving() -> Self {
+        let mut script = Self::envd();
+        script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+        script.tick();
+        script.feed(&[Event::Listening, Event::Ready]);
+        assert_eq!(script.machine.state(), State::Healthy);
+        script
+    }
+
+    fn on(&mut self, event: Event) -> Vec<Action> {
+        self.machine.on(event, self.now)
+    }
+
+    fn feed(&mut self, events: &[Event]) -> Vec<Action> {
+        events.iter().flat_map(|event| self.machine.on(event.clone(), self.now)).collect()
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    /// Goes to the next deadline.
+    fn tick(&mut self) -> Vec<Action> {
+        self.now = self.machine.deadline().expect("a deadline").max(self.now);
+        self.on(Event::Tick)
+    }
+
+    /// Ticks until an action comes that `wanted` accepts, answering every probe with `answer`.
+    fn until(&mut self, answer: &Event, wanted: impl Fn(&Action) -> bool) -> Duration {
+        let begin = self.now;
+        for _ in 0..10_000 {
+            let mut actions = self.tick();
+            if actions.contains(&Action::Probe) {
+                actions.extend(self.on(answer.clone()));
+            }
+            if actions.iter().any(&wanted) {
+                return self.now - begin;
+            }
+        }
+        panic!("it never came");
+    }
+
+    fn state(&self) -> State {
+        self.machine.state()
+    }
+}
+
+const REFUSED: Event = Event::ProbeFailed(ProbeFailure::Refused);
+const SLOW: Event = Event::ProbeFailed(ProbeFailure::TimedOut);
+const FAILED: Event = Event::Exited { success: false };
+
+fn signals(signal: Signal) -> impl Fn(&Action) -> bool {
+    move |action| *action == Action::Signal(signal)
+}
+
+#[test]
+fn a_start_is_probed_soon_and_leads_to_healthy() {
+    let mut script = Script::envd();
+    assert!(script.on(Event::Start).contains(&Action::Spawn));
+    script.feed(&[Event::Spawned, Event::Executed]);
+    assert_eq!(script.tick(), [Action::Probe]);
+    script.on(Event::Listening);
+    assert_eq!(script.state(), State::Listening);
+    script.on(Event::Ready);
+    assert_eq!(script.state(), State::Healthy);
+}
+
+#[test]
+fn one_that_never_listens_is_dumped_then_killed_at_the_start_bound() {
+    let mut script = Script::envd();
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    let took = script.until(&REFUSED, signals(Signal::SIGQUIT));
+    assert_eq!(took, Duration::from_secs(10));
+    assert_eq!(script.machine.reason(), Some("not listening 10 s after its start"));
+    assert_eq!(script.until(&REFUSED, signals(Signal::SIGKILL)), Duration::from_secs(2));
+    script.on(FAILED);
+    assert_eq!(script.state(), State::Backoff);
+}
+
+#[test]
+fn probes_of_a_start_grow_apart() {
+    let mut script = Script::envd();
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    let mut probes = 0;
+    while script.state() != State::Stopping {
+        probes += usize::from(script.tick().contains(&Action::Probe));
+        script.on(REFUSED);
+    }
+    assert!(probes < 60, "{probes} probes in 10 s");
+}
+
+#[test]
+fn at_rest_only_liveness_wakes_anybody() {
+    let script = Script::serving();
+    assert_eq!(script.machine.deadline(), Some(script.now + Duration::from_secs(30)));
+}
+
+#[test]
+fn without_liveness_a_healthy_process_has_no_timer() {
+    let mut script = Script::new(Policy { readiness: Readiness::Probe, ..Policy::default() });
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    script.tick();
+    script.on(Event::Ready);
+    assert_eq!(script.machine.deadline(), None);
+}
+
+#[test]
+fn a_short_failure_ends_nobody() {
+    let mut script = Script::serving();
+    script.tick();
+    script.on(SLOW);
+    assert_eq!(script.state(), State::Unhealthy);
+    script.tick();
+    script.on(Event::Ready);
+    assert_eq!(script.state(), State::Healthy);
+}
+
+#[test]
+fn failing_over_sixty_seconds_is_ended_with_its_reason() {
+    let mut script = Script::serving();
+    let took = script.until(&SLOW, signals(Signal::SIGQUIT));
+    assert!(took >= Duration::from_secs(90), "30 s to the first probe, then 60 s of failures: {took:?}");
+    assert!(script.machine.reason().is_some_and(|why| why.starts_with("listening but not answering for 6")));
+}
+
+#[test]
+fn a_probe_without_an_answer_counts_as_failed_at_its_bound() {
+    let mut script = Script::serving();
+    assert_eq!(script.tick(), [Action::Probe]);
+    let actions = script.tick();
+    assert_eq!(actions[0], Action::AbandonProbe);
+    assert_eq!(script.state(), State::Unhealthy);
+}
+
+#[test]
+fn a_pause_of_ninety_seconds_judges_nobody() {
+    let mut script = Script::serving();
+    script.tick();
+    script.pass(Duration::from_secs(90));
+    assert_eq!(script.on(Event::Tick), [Action::AbandonProbe, Action::Probe]);
+    assert_eq!(script.state(), State::Healthy);
+    script.on(Event::Ready);
+    assert_eq!(script.state(), State::Healthy);
+}
+
+#[test]
+fn a_pause_during_the_start_moves_the_start_bound() {
+    let mut script = Script::envd();
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    script.pass(Duration::from_secs(60));
+    script.on(Event::Tick);
+    assert_eq!(script.state(), State::Starting);
+    let took = script.until(&REFUSED, signals(Signal::SIGQUIT));
+    assert!(took >= Duration::from_secs(9), "{took:?}");
+}
+
+#[test]
+fn a_pause_while_unhealthy_does_not_count_as_failing() {
+    let mut script = Script::serving();
+    script.tick();
+    script.on(SLOW);
+    script.pass(Duration::from_secs(600));
+    script.on(Event::Tick);
+    script.on(SLOW);
+    assert_eq!(script.state(), State::Unhealthy);
+}
+
+#[test]
+fn killed_after_a_second_of_health_it_starts_at_once() {
+    let mut script = Script::serving();
+    script.pass(Duration::from_secs(2));
+    assert!(script.on(FAILED).contains(&Action::Spawn));
+}
+
+#[test]
+fn killed_at_once_it_meets_backoff_that_doubles_to_two_seconds() {
+    let mut script = Script::envd();
+    script.on(Event::Start);
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        script.feed(&[Event::Spawned, Event::Executed, FAILED]);
+        let before = script.now;
+        assert!(script.tick().contains(&Action::Spawn));
+        pauses.push(script.now - before);
+    }
+    assert!(pauses[0] <= Duration::from_millis(100) && pauses[0] >= Duration::from_millis(80));
+    assert!(pauses[1] > pauses[0] && pauses[2] > pauses[1]);
+    assert!(pauses.iter().all(|pause| *pause <= Duration::from_secs(2)));
+    assert!(pauses[7] >= Duration::from_millis(1600));
+}
+
+#[test]
+fn backoff_begins_anew_only_after_ten_seconds_of_health() {
+    let mut script = Script::envd();
+    script.on(Event::Start);
+    for _ in 0..6 {
+        script.feed(&[Event::Spawned, Event::Executed, FAILED]);
+        script.tick();
+    }
+    script.feed(&[Event::Spawned, Event::Executed, Event::Ready]);
+    script.pass(Duration::from_secs(11));
+    script.on(FAILED);
+    let before = script.now;
+    script.feed(&[Event::Spawned, Event::Executed, FAILED]);
+    script.tick();
+    assert!(script.now - before <= Duration::from_millis(100));
+}
+
+#[test]
+fn it_never_gives_up() {
+    let mut script = Script::envd();
+    script.on(Event::Start);
+    for _ in 0..1000 {
+        script.feed(&[Event::SpawnFailed]);
+        assert!(script.tick().contains(&Action::Spawn));
+    }
+    assert_eq!(script.machine.restarts(), 1000);
+}
+
+#[test]
+fn a_clean_exit_is_restarted_too() {
+    let mut script = Script::serving();
+    script.pass(Duration::from_secs(5));
+    assert!(script.on(Event::Exited { success: true }).contains(&Action::Spawn));
+}
+
+#[test]
+fn a_stop_is_term_then_kill_and_is_not_answered_by_a_start() {
+    let mut script = Script::serving();
+    assert!(script.on(Event::Stop).contains(&Action::Signal(Signal::SIGTERM)));
+    assert_eq!(script.tick(), [Action::Signal(Signal::SIGKILL)]);
+    script.on(FAILED);
+    assert_eq!(script.state(), State::Stopped);
+    assert_eq!(script.machine.deadline(), None);
+}
+
+#[test]
+fn a_stop_during_backoff_is_final() {
+    let mut script = Script::envd();
+    script.feed(&[Event::Start, Event::Spawned, FAILED, Event::Stop]);
+    assert_eq!(script.state(), State::Stopped);
+    assert_eq!(script.machine.deadline(), None);
+}
+
+#[test]
+fn a_stop_before_the_process_is_made_ends_it_as_soon_as_it_is() {
+    let mut script = Script::envd();
+    script.feed(&[Event::Start, Event::Stop]);
+    assert_eq!(script.state(), State::Stopping);
+    assert!(script.on(Event::Spawned).contains(&Action::Signal(Signal::SIGTERM)));
+    script.on(FAILED);
+    assert_eq!(script.state(), State::Stopped);
+}
+
+#[test]
+fn a_restart_starts_again_without_backoff_once_the_old_one_is_dead() {
+    let mut script = Script::serving();
+    let actions = script.on(Event::Restart);
+    assert!(actions.contains(&Action::Signal(Signal::SIGTERM)) && !actions.contains(&Action::Spawn));
+    assert!(script.on(FAILED).contains(&Action::Spawn));
+}
+
+#[test]
+fn a_start_wished_for_while_stopping_comes_after_the_end() {
+    let mut script = Script::serving();
+    script.feed(&[Event::Stop, Event::Start]);
+    assert!(script.on(FAILED).contains(&Action::Spawn));
+}
+
+#[test]
+fn a_stop_wished_for_while_restarting_wins() {
+    let mut script = Script::serving();
+    script.feed(&[Event::Restart, Event::Stop]);
+    script.on(FAILED);
+    assert_eq!(script.state(), State::Stopped);
+}
+
+#[test]
+fn a_oneshot_that_ends_well_is_done() {
+    let mut script =
+        Script::new(Policy { kind: Kind::Oneshot, restart: Restart::OnFailure, ..Policy::default() });
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed, Event::Exited { success: true }]);
+    assert_eq!(script.state(), State::Exited);
+}
+
+#[test]
+fn a_oneshot_that_fails_is_tried_again_when_it_shall() {
+    let mut script =
+        Script::new(Policy { kind: Kind::Oneshot, restart: Restart::OnFailure, ..Policy::default() });
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed, FAILED]);
+    assert_eq!(script.state(), State::Backoff);
+}
+
+#[test]
+fn a_oneshot_that_hangs_is_ended_at_its_bound() {
+    let policy =
+        Policy { kind: Kind::Oneshot, start_bound: Some(Duration::from_secs(3)), ..Policy::default() };
+    let mut script = Script::new(policy);
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    assert!(script.tick().contains(&Action::Signal(Signal::SIGKILL)));
+}
+
+#[test]
+fn a_service_without_readiness_runs_once_executed() {
+    let mut script = Script::new(Policy::default());
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    assert_eq!(script.state(), State::Healthy);
+    assert_eq!(script.machine.deadline(), None);
+}
+
+#[test]
+fn one_that_notifies_waits_for_its_word() {
+    let mut script = Script::new(Policy { readiness: Readiness::Notify, ..Policy::default() });
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    assert_eq!(script.state(), State::Starting);
+    script.on(Event::Ready);
+    assert_eq!(script.state(), State::Healthy);
+}
+
+#[test]
+fn a_probe_under_way_is_abandoned_when_the_process_ends() {
+    let mut script = Script::serving();
+    script.tick();
+    script.pass(Duration::from_millis(200));
+    assert_eq!(script.on(FAILED)[0], Action::AbandonProbe);
+}
+
+#[test]
+fn an_answer_that_comes_while_stopping_changes_nothing() {
+    let mut script = Script::serving();
+    script.on(Event::Stop);
+    script.feed(&[Event::Ready, Event::Listening, REFUSED]);
+    assert_eq!(script.state(), State::Stopping);
+}
