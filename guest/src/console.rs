@@ -18,6 +18,9 @@ const BACKLOG: usize = 16 * 1024;
 /// Tried in this order after what `/proc/consoles` names.
 const FALLBACKS: [&str; 3] = ["/dev/ttyS0", "/dev/hvc0", "/dev/kmsg"];
 
+/// What writing to a terminal gives after `vhangup` (EIO).
+const HUNG_UP: i32 = nix::errno::Errno::EIO as i32;
+
 /// Where records go that a person reads.
 #[derive(Debug, Default)]
 pub struct Console {
@@ -26,6 +29,8 @@ pub struct Console {
     waiting_bytes: usize,
     /// How much of the first waiting line is out already.
     begun: usize,
+    /// The device was opened anew for the first waiting line.
+    opened_again: bool,
     /// Lines that were dropped and not yet said.
     unsaid: u64,
     dropped_bytes: u64,
@@ -78,7 +83,9 @@ impl Console {
                 Ok(_) => self.line_done(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // A device that fails (EIO of a tty that hung up) takes the line with it, so that nothing piles up.
+                // A getty that takes the line for itself hangs it up for everybody else first: ours is opened anew.
+                Err(error) if error.raw_os_error() == Some(HUNG_UP) && self.open_again() => {}
+                // A device that fails otherwise takes the line with it, so that nothing piles up.
                 Err(_) => {
                     self.dropped_bytes += length as u64;
                     self.line_done();
@@ -95,8 +102,19 @@ impl Console {
         Some((line.len(), file.write(&line[self.begun..])))
     }
 
+    /// Opens the device again, once a line. It is opened without becoming anybody's controlling terminal and its settings are
+    /// left alone, so a login on the same line goes on beside ours.
+    fn open_again(&mut self) -> bool {
+        let Some((path, _)) = self.device.as_ref().filter(|_| !self.opened_again) else { return false };
+        let Some(file) = open_tty(path) else { return false };
+        self.device = Some((path.clone(), file));
+        self.opened_again = true;
+        true
+    }
+
     fn line_done(&mut self) {
         self.begun = 0;
+        self.opened_again = false;
         if let Some(line) = self.waiting.pop_front() {
             self.waiting_bytes -= line.len();
         }
@@ -193,6 +211,20 @@ mod tests {
         assert!(text.ends_with("line 4999 of a flood that nobody reads\n"), "the tail is kept");
         assert!(text.contains("lines dropped: the console did not take them"), "the loss is said");
         assert!(console.blocked().is_none());
+    }
+
+    /// A getty's vhangup ends every descriptor that is open on its line; here the terminal's other end went away.
+    #[test]
+    fn a_terminal_that_was_hung_up_is_opened_anew_and_no_line_is_lost() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        drop(pty.master);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tty");
+        fs::write(&path, "").unwrap();
+        let mut console = Console { device: Some((path.clone(), File::from(pty.slave))), ..Console::default() };
+        console.print(b"after the getty came\n".to_vec());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "after the getty came\n");
+        assert_eq!(console.dropped_bytes(), 0);
     }
 
     #[test]
