@@ -16,7 +16,7 @@ STAND_IN := $(TARGET_DIR)/$(MUSL)/host/envd-stand-in
 OUT ?= rootfs.ext4
 
 # Read by the programs themselves; exported so that values with spaces arrive whole.
-export BASE ENVD OUT SIZE INIT ARCH VM_KERNEL VM_ACCEL ONLY SEED COUNT ENVD_REPO ENVD_REV
+export BASE ENVD OUT SIZE INIT ARCH ACCEPT_LOST_UNITS VM_KERNEL VM_ACCEL ONLY SEED COUNT ENVD_REPO ENVD_REV
 
 .PHONY: help setup build guest host stand-in rootfs payload dist demo run test bench chaos fuzz lint clean
 
@@ -40,9 +40,9 @@ stand-in:
 	@scripts/setup build
 	@cargo build --profile host --target $(MUSL) -p stand-in
 
-rootfs: guest host ## bake rootfs.ext4 [BASE=dir|tar|ext4|-] [ENVD=path] [OUT=path] [SIZE=mb] [INIT=native|keep] [ARCH=arm64]
+rootfs: guest host $(if $(ENVD),,stand-in) ## bake rootfs.ext4 [BASE=dir|tar|ext4|-] [ENVD=path] [OUT=path] [SIZE=mb] [INIT=native|keep] [ARCH=arm64]
 	@scripts/setup images
-	@$(HOST_BIN)/rootfs bake --guest "$(GUEST_BIN)"
+	@$(HOST_BIN)/rootfs bake --guest "$(GUEST_BIN)" $(if $(ENVD),,--stand-in "$(STAND_IN)")
 
 payload: guest host ## make the tar to ADD in a template's Dockerfile
 	@$(HOST_BIN)/rootfs payload --guest "$(GUEST_BIN)" --out "$(TARGET_DIR)/payload.tar"

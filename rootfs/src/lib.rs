@@ -4,13 +4,21 @@
 //! after; `e2fsck` has the last word; and only then a temporary file becomes the output ([`workdir`]).
 
 pub mod build;
+pub mod cli;
+pub mod commands;
 pub mod copy;
 pub mod elf;
+pub mod exit;
 pub mod ext4;
 pub mod hash;
+pub mod inject;
 pub mod keep;
+pub mod layout;
 pub mod manifest;
+pub mod payload;
 pub mod plan;
+pub mod progress;
+pub mod revert;
 pub mod script;
 pub mod source;
 pub mod tools;

@@ -1,1 +1,13 @@
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match rootfs::commands::run(rootfs::cli::Cli::parse_from(rootfs::cli::arguments())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("rootfs: {failure}");
+            failure.exit.into()
+        }
+    }
+}

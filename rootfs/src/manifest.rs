@@ -39,7 +39,8 @@ pub struct Manifest {
     pub version: String,
     pub mode: Mode,
     pub arch: Machine,
-    pub envd: Envd,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envd: Option<Envd>,
     pub installed: Vec<Installed>,
     pub saved: Vec<Saved>,
     /// Directories that were made, parents first.

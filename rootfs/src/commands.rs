@@ -1,0 +1,194 @@
+//! What each command does, step by step.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    process,
+};
+
+use crate::{
+    build::{self, Geometry},
+    cli::{Bake, Build, Cli, Command, GeometryArgs, PayloadArgs, Revert},
+    elf::Machine,
+    exit::{Exit, Failure},
+    ext4::Image,
+    inject::{self, Outcome, Request},
+    progress,
+    revert::revert_in_place,
+    source::{self, Source},
+    tools::Tools,
+    workdir::Workdir,
+};
+
+/// Room for the payload and an envd in an image that is built for them.
+const PAYLOAD_RESERVE_MIB: u64 = 32;
+
+type Result<T> = std::result::Result<T, Failure>;
+
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Build(args) => build(&args),
+        Command::Inject(args) => inject(&args.base, &args.out, &args.payload),
+        Command::Bake(args) => bake(&args),
+        Command::Revert(args) => revert(&args),
+    }
+}
+
+fn say(text: &str) {
+    eprintln!("rootfs: {text}");
+}
+
+fn lock(out: &Path) -> Result<Workdir> {
+    Ok(Workdir::lock(out, || say(&format!("another run is writing {}; waiting for it", out.display())))?)
+}
+
+/// `SOURCE_DATE_EPOCH`, when it is set.
+fn source_date_epoch() -> Result<Option<u64>> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Err(_) => Ok(None),
+        Ok(text) if text.is_empty() => Ok(None),
+        Ok(text) => {
+            text.parse().ok().filter(|epoch| u32::try_from(*epoch).is_ok()).map(Some).ok_or_else(|| {
+                Failure::usage(format!("SOURCE_DATE_EPOCH={text} is no number of seconds since 1970"))
+            })
+        }
+    }
+}
+
+fn build(args: &Build) -> Result<()> {
+    inject::check_paths(&args.source, &args.out)?;
+    let workdir = lock(&args.out)?;
+    make(&args.source, &args.geometry, 0, &workdir)?;
+    workdir.publish(&workdir.image(), workdir.output())?;
+    say(&format!("{} is built", args.out.display()));
+    Ok(())
+}
+
+/// Builds the image in the working folder.
+fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -> Result<(Source, Tools)> {
+    let given = source_date_epoch()?;
+    let source = read_source(base, workdir, given)?;
+    for note in &source.notes {
+        say(&format!("note: {note}"));
+    }
+    let tools = Tools::new(workdir.path(), build::epoch(&source, given));
+    let geometry =
+        Geometry { size_mib: args.size, label: Some(args.label.clone()), uuid: args.uuid, reserve_mib };
+    let _step = progress::step("build", "making the filesystem", None);
+    build::build(&source, &geometry, &tools, &workdir.image())?;
+    Ok((source, tools))
+}
+
+fn read_source(base: &Path, workdir: &Workdir, latest: Option<u64>) -> Result<Source> {
+    let latest = latest.map(|epoch| epoch as i64);
+    if base.is_dir() {
+        let _step = progress::step("read", "reading the folder", None);
+        return Ok(source::scan(base, latest)?);
+    }
+    let _step = progress::step("read", "unpacking the tar", None);
+    let input: Box<dyn Read> = if base == Path::new("-") {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(File::open(base).map_err(|error| Failure::input(base, &error))?)
+    };
+    Ok(source::unpack(input, &workdir.path().join("tree"), latest)?)
+}
+
+fn request(args: &PayloadArgs) -> Request {
+    // Programs run in another folder; relative paths are made whole first.
+    let whole = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    Request {
+        guest: whole(&args.guest),
+        envd: args.envd.as_ref().map(whole),
+        stand_in: args.stand_in.as_ref().map(whole),
+        mode: args.init,
+        machine: args.arch,
+    }
+}
+
+fn inject(base: &Path, out: &Path, args: &PayloadArgs) -> Result<()> {
+    inject::check_paths(base, out)?;
+    let workdir = lock(out)?;
+    let (tools, _digest) = inject::take_base(base, &workdir, source_date_epoch()?)?;
+    let outcome = inject::inject_in_place(&request(args), &tools, &workdir.image(), base)?;
+    publish(&workdir, &outcome, out)
+}
+
+fn bake(args: &Bake) -> Result<()> {
+    let base = match &args.base {
+        Some(base) => base.clone(),
+        None => default_base(&args.payload)?,
+    };
+    if base.is_file() && is_ext4(&base) {
+        return inject(&base, &args.out, &args.payload);
+    }
+    inject::check_paths(&base, &args.out)?;
+    let workdir = lock(&args.out)?;
+    let (_source, tools) = make(&base, &args.geometry, PAYLOAD_RESERVE_MIB, &workdir)?;
+    let outcome = inject::inject_in_place(&request(&args.payload), &tools, &workdir.image(), &base)?;
+    publish(&workdir, &outcome, &args.out)
+}
+
+/// The Debian base's tar, made by its script when absent.
+fn default_base(args: &PayloadArgs) -> Result<PathBuf> {
+    const SCRIPT: &str = "scripts/base-image";
+    if !Path::new(SCRIPT).is_file() {
+        return Err(Failure::usage(
+            "no BASE was given, and scripts/base-image, which makes the default one, is not here",
+        ));
+    }
+    let arch = args.arch.unwrap_or(Machine::X86_64).debian();
+    let output = process::Command::new(SCRIPT).arg(arch).stderr(process::Stdio::inherit()).output();
+    let output = output.map_err(|error| Failure::input(Path::new(SCRIPT), &error))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    match text.lines().last() {
+        Some(path) if output.status.success() => Ok(path.into()),
+        _ => Err(Failure::new(
+            Exit::Input,
+            "the default base could not be made; the lines above say why, BASE= takes another one",
+        )),
+    }
+}
+
+/// A tar never has the magic number of ext4 where a superblock has it.
+fn is_ext4(path: &Path) -> bool {
+    use std::os::unix::fs::FileExt;
+    let mut magic = [0; 2];
+    File::open(path).is_ok_and(|file| file.read_exact_at(&mut magic, 1024 + 0x38).is_ok())
+        && magic == [0x53, 0xef]
+}
+
+fn publish(workdir: &Workdir, outcome: &Outcome, out: &Path) -> Result<()> {
+    for warning in &outcome.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    let _step = progress::step("publish", "flushing to the disk", None);
+    workdir.publish(&workdir.image(), workdir.output())?;
+    let superblock = Image::open(workdir.output())?.superblock;
+    let free = superblock.free_blocks * u64::from(superblock.block_size) / (1 << 20);
+    say(&format!("{} is baked: {} init, {free} MiB free", out.display(), outcome.manifest.mode.name()));
+    Ok(())
+}
+
+fn revert(args: &Revert) -> Result<()> {
+    inject::check_paths(&args.image, &args.out)?;
+    let workdir = lock(&args.out)?;
+    let (tools, _digest) = inject::take_base(&args.image, &workdir, source_date_epoch()?)?;
+    let reverted = revert_in_place(&tools, &workdir.image())?;
+    for warning in &reverted.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    tools.require_clean(&workdir.image())?;
+    workdir.publish(&workdir.image(), workdir.output())?;
+    // A manifest beside the output would describe what is no longer in it.
+    let _ = fs::remove_file(manifest_beside(workdir.output()));
+    say(&format!("{} is as it was before envd-init {}", args.out.display(), reverted.manifest.version));
+    Ok(())
+}
+
+fn manifest_beside(image: &Path) -> PathBuf {
+    let mut name = image.as_os_str().to_owned();
+    name.push(".manifest.json");
+    name.into()
+}

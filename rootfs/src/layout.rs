@@ -1,0 +1,154 @@
+//! What kind of image this is: machine, /usr merged or not, init, package manager, where its envd is.
+
+use serde::Serialize;
+
+use crate::{
+    elf::{Elf, Machine},
+    ext4::{self, Image, Inode, Kind},
+    keep::recognise::recognise,
+    tree,
+};
+
+type Result<T> = std::result::Result<T, ext4::Error>;
+
+/// Programs that tell an image's machine, in this order.
+const WITNESSES: &[&str] =
+    &["/bin/sh", "/bin/bash", "/bin/busybox", "/usr/bin/env", "/lib/systemd/systemd", "/sbin/init"];
+
+/// Folders in which envd is looked for, in this order.
+const ENVD_FOLDERS: &[&str] = &["/usr/bin", "/usr/local/bin"];
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Layout {
+    pub machine: Option<Machine>,
+    /// `/bin`, `/sbin` and `/lib` are links into `/usr`.
+    pub merged_usr: bool,
+    /// In words: `systemd`, `OpenRC (started by busybox)`, …
+    pub init: String,
+    pub packages: Packages,
+    pub envd: Option<EnvdFound>,
+    pub os: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Packages {
+    Dpkg,
+    Apk,
+    Rpm,
+    Pacman,
+    Unknown,
+}
+
+/// An envd in the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EnvdFound {
+    /// The real program.
+    pub path: String,
+    /// In the fork's layout: the wrapper beside it, which is called `envd`.
+    pub shim: Option<String>,
+}
+
+/// Text that every build of our wrapper holds, so that it is never taken for an envd.
+const WRAPPER_MARK: &[u8] = b"/run/envd-init/notify.sock";
+
+impl Layout {
+    pub fn of(image: &Image) -> Result<Self> {
+        Ok(Self {
+            machine: machine(image)?,
+            merged_usr: image.find_link(b"/sbin")?.is_some_and(|sbin| sbin.inode.kind == Kind::Link),
+            init: recognise(image)?.to_string(),
+            packages: packages(image)?,
+            envd: envd(image)?,
+            os: os_name(image)?,
+        })
+    }
+}
+
+fn machine(image: &Image) -> Result<Option<Machine>> {
+    for path in WITNESSES {
+        if let Some(bytes) = head(image, path)?
+            && let Ok(Elf { machine: Some(machine), .. }) = Elf::parse(&bytes)
+        {
+            return Ok(Some(machine));
+        }
+    }
+    Ok(None)
+}
+
+/// A regular file's contents, links followed.
+fn head(image: &Image, path: &str) -> Result<Option<Vec<u8>>> {
+    match image.find(path.as_bytes())? {
+        Some(found) if found.inode.kind == Kind::File => image.contents(&found.inode).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn packages(image: &Image) -> Result<Packages> {
+    let known = [
+        ("/var/lib/dpkg/status", Packages::Dpkg),
+        ("/lib/apk/db", Packages::Apk),
+        ("/usr/lib/apk/db", Packages::Apk),
+        ("/var/lib/rpm", Packages::Rpm),
+        ("/usr/lib/sysimage/rpm", Packages::Rpm),
+        ("/var/lib/pacman", Packages::Pacman),
+    ];
+    for (path, packages) in known {
+        if image.find(path.as_bytes())?.is_some() {
+            return Ok(packages);
+        }
+    }
+    Ok(Packages::Unknown)
+}
+
+fn os_name(image: &Image) -> Result<Option<String>> {
+    for path in ["/etc/os-release", "/usr/lib/os-release"] {
+        let Some(bytes) = head(image, path)? else { continue };
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+        return Ok(name.map(|name| name.trim_matches('"').to_owned()));
+    }
+    Ok(None)
+}
+
+/// A real program called `envd` comes before an `envd.real` beside it: an updater writes to `envd`.
+fn envd(image: &Image) -> Result<Option<EnvdFound>> {
+    for folder in ENVD_FOLDERS {
+        let (plain, real) = (format!("{folder}/envd"), format!("{folder}/envd.real"));
+        if is_envd(image, &plain)? {
+            return Ok(Some(EnvdFound { path: plain, shim: None }));
+        }
+        if is_envd(image, &real)? {
+            let shim = image.find(plain.as_bytes())?.map(|_| plain);
+            return Ok(Some(EnvdFound { path: real, shim }));
+        }
+    }
+    Ok(None)
+}
+
+fn is_envd(image: &Image, path: &str) -> Result<bool> {
+    let Some(found) = image.find(path.as_bytes())? else { return Ok(false) };
+    if found.inode.kind != Kind::File || found.real.starts_with(crate::manifest::HOME.as_bytes()) {
+        return Ok(false);
+    }
+    let bytes = image.contents(&found.inode)?;
+    Ok(Elf::parse(&bytes).is_ok() && !holds(&bytes, WRAPPER_MARK))
+}
+
+fn holds(bytes: &[u8], mark: &[u8]) -> bool {
+    bytes.windows(mark.len()).any(|window| window == mark)
+}
+
+/// Whether a file and every folder above it are root's alone: only then may it run as root without being pinned.
+pub fn is_roots_alone(image: &Image, path: &[u8]) -> Result<bool> {
+    let found = image.locate(path)?;
+    let others = |inode: &Inode| inode.uid != 0 || inode.permissions() & 0o022 != 0;
+    let mut at: &[u8] = &found.real;
+    while at != b"/" {
+        at = tree::parent(at);
+        if others(&image.locate(at)?.inode) {
+            return Ok(false);
+        }
+    }
+    Ok(!others(&found.inode))
+}

@@ -1,0 +1,83 @@
+//! The payload: our programs, links and services, as a plan.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    elf::{self, Elf, Machine},
+    ext4::{self, Image},
+    manifest::HOME,
+    plan::{self, Content, Existing, Item, Plan, What},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{} is missing; build the guest programs first (make guest)", .0.display())]
+    NoProgram(PathBuf),
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{} {source}", path.display())]
+    Unfit { path: PathBuf, source: elf::Error },
+    #[error(transparent)]
+    Image(#[from] ext4::Error),
+    #[error(transparent)]
+    Plan(#[from] plan::Error),
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// The guest's programs.
+pub const PROGRAMS: [&str; 3] = ["init", "envd-wrapper", "vsock-relay"];
+/// Names under which our init is called.
+const INIT_NAMES: [&str; 5] = ["init", "reboot", "poweroff", "halt", "shutdown"];
+/// The program behind those names.
+pub const INIT: &str = "/usr/lib/envd-init/init";
+/// Where an image's own `systemctl` is kept, whatever folder it was in: our shim hands on what it does not know.
+const SAVED_SYSTEMCTL: &str = "/usr/bin/systemctl";
+
+/// Reads a program and requires that it can run in a guest.
+pub fn program(path: &Path, machine: Machine) -> Result<Vec<u8>> {
+    let bytes = std::fs::read(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => Error::NoProgram(path.to_owned()),
+        _ => Error::Read { path: path.to_owned(), source },
+    })?;
+    let unfit = |source| Error::Unfit { path: path.to_owned(), source };
+    Elf::parse(&bytes).map_err(unfit)?.require_static(machine).map_err(unfit)?;
+    Ok(bytes)
+}
+
+/// Our three programs.
+pub fn programs(plan: &mut Plan, folder: &Path, machine: Machine) -> Result<()> {
+    for name in PROGRAMS {
+        let bytes = program(&folder.join(name), machine)?;
+        plan.file(&format!("{HOME}/{name}"), Content::Bytes(bytes), 0o755);
+    }
+    Ok(())
+}
+
+/// The names by which PID 1 and its tools are called.
+pub fn native_links(plan: &mut Plan, image: &Image) -> Result<()> {
+    for name in INIT_NAMES {
+        plan.link(&format!("/sbin/{name}"), INIT);
+        // With an unmerged /usr a second one may lie there.
+        let second = format!("/usr/sbin/{name}");
+        if name != "init" && image.find_link(second.as_bytes())?.is_some() {
+            plan.link(&second, INIT);
+        }
+    }
+    let mut found = Vec::new();
+    for path in ["/usr/bin/systemctl", "/bin/systemctl"] {
+        if image.find_link(path.as_bytes())?.is_some() {
+            found.push(path);
+        }
+    }
+    // The first one is kept under the name the shim knows; in an image with none the shim still serves the platform's builder.
+    if found.is_empty() {
+        found.push(SAVED_SYSTEMCTL);
+    }
+    for (index, path) in found.into_iter().enumerate() {
+        let save_as = (index == 0).then(|| SAVED_SYSTEMCTL.to_owned());
+        let what = What::Link { target: INIT.into() };
+        plan.push(Item { path: path.into(), what, existing: Existing::Save, save_as });
+    }
+    Ok(())
+}
