@@ -1,0 +1,327 @@
+//! `/etc/envd-init/config.toml`, and the words `envd_init.KEY=value` of the kernel's command line over it.
+//!
+//! Every key has a default, so that an empty or absent file is a good one. docs/configuration.md is made from the
+//! comments here; a test holds the two together.
+
+use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path, str::FromStr};
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::{
+    cmdline::Cmdline,
+    lenient::{self, Read},
+};
+
+/// Where the image's owner puts the configuration.
+pub const PATH: &str = "/etc/envd-init/config.toml";
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub boot: Boot,
+    pub network: Network,
+    pub envd: Envd,
+    pub control: Control,
+    pub shutdown: Shutdown,
+    pub log: Log,
+}
+
+/// `[boot]`: what PID 1 sets up.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Boot {
+    /// The host name; unset: `/etc/hostname`, then `ip=`.
+    pub hostname: Option<String>,
+    /// Whether `/etc/sysctl.conf` and `sysctl.d` are applied.
+    pub sysctl: bool,
+    /// Whether the clock is set once from `/dev/ptp0` when it is off by more than 50 ms.
+    pub ptp_clock: bool,
+    /// Where a crash's core goes (`kernel.core_pattern`); empty: left as the kernel has it.
+    pub core_pattern: String,
+    /// Further settings under /proc/sys, over the files', for example `"vm.swappiness" = "10"`.
+    pub settings: BTreeMap<String, String>,
+}
+
+impl Default for Boot {
+    fn default() -> Self {
+        Self {
+            hostname: None,
+            sysctl: true,
+            ptp_clock: true,
+            // No core is ever written into a snapshot. (Not /dev/null: the kernel unlinks an existing target first.)
+            core_pattern: "|/bin/false".to_owned(),
+            settings: BTreeMap::new(),
+        }
+    }
+}
+
+/// `[network]`: the interface towards the host. `ip=` of the kernel's command line comes before all of it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// `false`: only look and report, never change anything.
+    pub manage: bool,
+    pub interface: String,
+    /// Address and prefix length.
+    pub address: Cidr,
+    pub gateway: Option<Ipv4Addr>,
+    /// Bytes; unset: as the device has it.
+    pub mtu: Option<u32>,
+    /// Name servers for `/etc/resolv.conf`, used only when the image has none.
+    pub dns: Vec<Ipv4Addr>,
+    /// Milliseconds until a link that does not come is said to be missing; it is still served when it comes later.
+    pub link_timeout_ms: u64,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            manage: true,
+            interface: "eth0".to_owned(),
+            address: Cidr { address: Ipv4Addr::new(169, 254, 0, 21), prefix: 30 },
+            gateway: Some(Ipv4Addr::new(169, 254, 0, 22)),
+            mtu: None,
+            dns: Vec::new(),
+            link_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// `[envd]`: read by envd-wrapper.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Envd {
+    /// The program; unset: searched in /usr/bin, then in /usr/local/bin.
+    pub program: Option<String>,
+    /// Its sha256 in hexadecimal, which lets it lie where others than root can write.
+    pub sha256: Option<String>,
+    pub arguments: Vec<String>,
+    /// Milliseconds from exec to the first healthy answer before it is killed and started again.
+    pub start_timeout_ms: u64,
+    /// Milliseconds between two checks of a healthy envd; 0 turns them off.
+    pub liveness_interval_ms: u64,
+    /// Milliseconds of guest-running time over which every check must fail before envd is restarted.
+    pub liveness_window_ms: u64,
+    /// Milliseconds that envd gets to end after TERM, before KILL.
+    pub stop_timeout_ms: u64,
+}
+
+impl Default for Envd {
+    fn default() -> Self {
+        Self {
+            program: None,
+            sha256: None,
+            arguments: Vec::new(),
+            start_timeout_ms: 10_000,
+            liveness_interval_ms: 30_000,
+            liveness_window_ms: 60_000,
+            stop_timeout_ms: 2_000,
+        }
+    }
+}
+
+/// `[control]`: who may ask PID 1.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Control {
+    /// Whether the host (CID 2) may speak on vsock port 49984.
+    pub vsock: bool,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { vsock: true }
+    }
+}
+
+/// `[shutdown]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shutdown {
+    /// Milliseconds from the request to the reboot, whatever does not end by then.
+    pub timeout_ms: u64,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { timeout_ms: 8_000 }
+    }
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Whether records of level debug are kept and shown.
+    pub debug: bool,
+}
+
+/// `169.254.0.21/30`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Cidr {
+    pub address: Ipv4Addr,
+    pub prefix: u8,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no IPv4 address with a prefix length, like 169.254.0.21/30")]
+pub struct CidrError(String);
+
+impl FromStr for Cidr {
+    type Err = CidrError;
+
+    fn from_str(text: &str) -> Result<Self, CidrError> {
+        let parse = || {
+            let (address, prefix) = text.split_once('/')?;
+            let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32)?;
+            Some(Self { address: address.parse().ok()?, prefix })
+        };
+        parse().ok_or_else(|| CidrError(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = CidrError;
+
+    fn try_from(text: String) -> Result<Self, CidrError> {
+        text.parse()
+    }
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+/// Reads the file at `path` and lays the command line's words over it. Never fails; each problem names its key.
+pub fn load(path: &Path, cmdline: &Cmdline) -> Read<Config> {
+    let mut problems = Vec::new();
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => {
+            problems.push(format!("cannot read {}: {error}", path.display()));
+            String::new()
+        }
+    };
+    let mut read = parse(&text, cmdline);
+    read.problems = read.problems.iter().map(|problem| format!("{}: {problem}", path.display())).collect();
+    read.problems.splice(0..0, problems);
+    read
+}
+
+/// The same from text.
+pub fn parse(text: &str, cmdline: &Cmdline) -> Read<Config> {
+    let mut problems = Vec::new();
+    let mut table = text.parse::<Table>().unwrap_or_else(|error| {
+        problems.push(format!("{} (the whole file is passed over)", error.message()));
+        Table::new()
+    });
+    let good = lenient::good_part::<Config>(&table);
+    table = good.value;
+    problems.extend(good.problems);
+    for (key, value) in cmdline.overrides() {
+        if let Err(reason) = lay_over(&mut table, key, value) {
+            problems.push(format!("envd_init.{key} of the kernel's command line: {reason}"));
+        }
+    }
+    Read { value: table.try_into().unwrap_or_default(), problems }
+}
+
+/// A value of the command line is read as TOML (`1400`, `true`, `["1.1.1.1"]`), and where that does not fit as text.
+fn lay_over(table: &mut Table, key: &str, value: &str) -> Result<(), String> {
+    let path: Vec<String> = key.split('.').map(|part| part.replace('-', "_")).collect();
+    let literal = Value::from_str(value).ok();
+    if let Some(literal) = literal
+        && lenient::accept::<Config>(table, &path, literal).is_ok()
+    {
+        return Ok(());
+    }
+    lenient::accept::<Config>(table, &path, Value::String(value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(text: &str, cmdline: &str) -> Read<Config> {
+        parse(text, &Cmdline::parse(cmdline))
+    }
+
+    #[test]
+    fn nothing_at_all_is_the_platforms_sandbox() {
+        let read = with("", "");
+        assert_eq!(read, Read { value: Config::default(), problems: vec![] });
+        assert_eq!(read.value.network.address.to_string(), "169.254.0.21/30");
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file_and_takes_every_type() {
+        let line = "envd_init.network.mtu=1400 envd_init.network.interface=eth7 envd_init.control.vsock=false \
+                    envd_init.network.dns=[\"1.1.1.1\"] envd_init.network.address=10.0.0.2/24 envd_init.log.debug \
+                    envd_init.boot.hostname=1234";
+        // As the kernel hands it on: quotes inside a word are its grouping, so an array needs single quotes.
+        let line = line.replace("\"1.1.1.1\"", "'1.1.1.1'");
+        let config = with("[network]\nmtu = 9000\n", &line);
+        assert_eq!(config.problems, [""; 0]);
+        let network = config.value.network;
+        assert_eq!((network.mtu, network.interface.as_str()), (Some(1400), "eth7"));
+        assert_eq!(network.address.to_string(), "10.0.0.2/24");
+        assert_eq!(network.dns.len(), 1);
+        assert!(!config.value.control.vsock && config.value.log.debug);
+        assert_eq!(config.value.boot.hostname.as_deref(), Some("1234"));
+    }
+
+    #[test]
+    fn wrong_keys_and_values_are_named_and_the_rest_counts() {
+        let read = with(
+            "[network]\nmtu = 'big'\ninterface = 'eth3'\naddress = 'x'\n[nonsense]\na = 1\n",
+            "envd_init.bogus=1 envd_init.shutdown.timeout_ms=soon envd_init.log.debug=true",
+        );
+        assert_eq!(read.value.network.interface, "eth3");
+        assert_eq!(read.value.network.address, Network::default().address);
+        assert!(read.value.log.debug);
+        assert_eq!(read.problems.len(), 5, "{:#?}", read.problems);
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_passed_over_and_the_command_line_still_counts() {
+        let read = with("\u{7f}ELF garbage [[", "envd_init.shutdown.timeout_ms=5");
+        assert_eq!(read.value.shutdown.timeout_ms, 5);
+        assert_eq!(read.problems.len(), 1);
+    }
+
+    #[test]
+    fn every_key_is_documented_with_its_default() {
+        let page = include_str!("../../docs/configuration.md");
+        for key in [
+            "boot.hostname",
+            "boot.sysctl",
+            "boot.ptp_clock",
+            "boot.core_pattern",
+            "boot.settings",
+            "network.manage",
+            "network.interface",
+            "network.address",
+            "network.gateway",
+            "network.mtu",
+            "network.dns",
+            "network.link_timeout_ms",
+            "envd.program",
+            "envd.sha256",
+            "envd.arguments",
+            "envd.start_timeout_ms",
+            "envd.liveness_interval_ms",
+            "envd.liveness_window_ms",
+            "envd.stop_timeout_ms",
+            "control.vsock",
+            "shutdown.timeout_ms",
+            "log.debug",
+        ] {
+            assert!(page.contains(&format!("`{key}`")), "docs/configuration.md says nothing of {key}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Collects the services of a machine from what is compiled in and from the two folders of files.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{Service, builtin};
+
+/// Files that come with envd-init.
+pub const SHIPPED: &str = "/usr/lib/envd-init/services.d";
+/// The image owner's files.
+pub const OWN: &str = "/etc/envd-init/services.d";
+/// A larger file (bytes) is no service.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// The services by name, and what is wrong with their files.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    pub services: BTreeMap<String, Service>,
+    pub problems: Vec<String>,
+}
+
+/// Without these nobody reaches the machine: a file of their name can change them, but not break them.
+const INDISPENSABLE: [&str; 2] = ["envd", "relay"];
+
+/// Reads what is compiled in and then `folders`, of which a later one wins.
+pub fn load(folders: &[&Path]) -> Loaded {
+    let mut loaded = Loaded::default();
+    for (name, text) in builtin() {
+        loaded.services.insert(name.to_owned(), Service::parse(name, text).value);
+    }
+    for folder in folders {
+        for path in toml_files(folder, &mut loaded.problems) {
+            loaded.add(&path);
+        }
+    }
+    loaded
+}
+
+/// Paths of `*.toml` in a folder, in the order of their names. No folder is an empty one.
+fn toml_files(folder: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                problems.push(format!("cannot read {}: {error}", folder.display()));
+            }
+            return Vec::new();
+        }
+    };
+    let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    paths.sort();
+    paths
+}
+
+impl Loaded {
+    fn add(&mut self, path: &Path) {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if !valid_name(&name) {
+            return self.problem(
+                path,
+                "a service's name is made of a-z, A-Z, 0-9, '-', '_', '.', '@'; at most 64 of them",
+            );
+        }
+        match read_small(path) {
+            Ok(text) => self.add_text(path, &name, &text),
+            Err(error) => self.problem(path, &error.to_string()),
+        }
+    }
+
+    fn add_text(&mut self, path: &Path, name: &str, text: &str) {
+        let off = text.trim().is_empty();
+        if off && !INDISPENSABLE.contains(&name) {
+            self.services.remove(name);
+            return;
+        }
+        let read = Service::parse(name, text);
+        for problem in &read.problems {
+            self.problem(path, problem);
+        }
+        if read.value.command.is_empty() {
+            let instead = if self.services.contains_key(name) { "; the shipped one is used" } else { "" };
+            return self.problem(path, &format!("no command is given{instead}"));
+        }
+        self.services.insert(name.to_owned(), read.value);
+    }
+
+    fn problem(&mut self, path: &Path, text: &str) {
+        self.problems.push(format!("{}: {text}", path.display()));
+    }
+}
+
+/// Whether `name` can be a service's: it becomes a folder's name in the cgroup tree and a word in every log line.
+pub fn valid_name(name: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
+    (1..=64).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(good)
+}
+
+/// Only a regular file, or a link to /dev/null, is read: a pipe in its place would block PID 1.
+fn read_small(path: &Path) -> io::Result<String> {
+    let about = fs::metadata(path)?;
+    if !about.is_file() {
+        let null = fs::canonicalize(path).is_ok_and(|real| real == Path::new("/dev/null"));
+        return if null { Ok(String::new()) } else { Err(io::Error::other("is no regular file")) };
+    }
+    if about.len() > MAX_FILE {
+        return Err(io::Error::other(format!("is larger than {MAX_FILE} bytes")));
+    }
+    fs::read_to_string(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_files(files: &[(&str, &str)]) -> Loaded {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        load(&[Path::new("/nonexistent/services.d"), dir.path()])
+    }
+
+    #[test]
+    fn an_own_file_replaces_a_shipped_one_and_an_empty_one_turns_it_off() {
+        let loaded = load_files(&[
+            ("chronyd.toml", ""),
+            ("relay.toml", "command = ['/bin/relay']"),
+            ("notes.txt", "x"),
+        ]);
+        assert!(!loaded.services.contains_key("chronyd"));
+        assert_eq!(loaded.services["relay"].command, ["/bin/relay"]);
+        assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+    }
+
+    #[test]
+    fn garbage_in_every_file_still_leaves_envd_and_the_relay() {
+        let junk = "\u{1}\u{2}[[[";
+        let loaded =
+            load_files(&[("envd.toml", junk), ("relay.toml", ""), ("web.toml", junk), ("b ad.toml", "")]);
+        assert_eq!(loaded.services["envd"].command[0], "/usr/lib/envd-init/envd-wrapper");
+        assert_eq!(loaded.services["relay"].group_path(), "init.scope");
+        assert!(!loaded.services.contains_key("web"));
+        assert!(loaded.problems.iter().any(|problem| problem.contains("the shipped one is used")));
+    }
+
+    #[test]
+    fn a_pipe_or_a_folder_in_place_of_a_file_is_named_and_never_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&dir.path().join("pipe.toml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::create_dir(dir.path().join("folder.toml")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", dir.path().join("chronyd.toml")).unwrap();
+        let loaded = load(&[dir.path()]);
+        assert_eq!(loaded.problems.len(), 2, "{:?}", loaded.problems);
+        assert!(!loaded.services.contains_key("chronyd"));
+    }
+
+    #[test]
+    fn names_that_could_leave_the_cgroup_tree_are_refused() {
+        for name in ["", "..", ".hidden", "a/b", "a b", "ü"] {
+            assert!(!valid_name(name), "{name}");
+        }
+        assert!(valid_name("web-1.2@x_y"));
+    }
+}
