@@ -3,5 +3,20 @@
 //! Everything here is synchronous, holds no threads of its own and reads no clock behind its caller's back:
 //! state machines take events and a `now` and return actions.
 
+pub mod bucket;
+pub mod cgroup;
 pub mod clock;
+pub mod cmdline;
+pub mod config;
+pub mod console;
 pub mod control;
+pub mod elf;
+pub mod lenient;
+pub mod log;
+pub mod reactor;
+pub mod record;
+pub mod ring;
+pub mod service;
+pub mod spawn;
+pub mod supervise;
+pub mod sys;
