@@ -53,6 +53,7 @@
 pub mod envd;
 pub mod http;
 pub mod image;
+pub mod keep;
 pub mod net;
 pub mod paths;
 pub mod sweep;

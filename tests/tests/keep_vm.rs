@@ -1,0 +1,244 @@
+//! Keep mode on real images: Debian with systemd and with OpenRC, envd under the wrapper, the relay beside it.
+//!
+//! One VM an init, since systemd boots slowly under emulation; each part leaves envd running for the next.
+
+#![allow(clippy::unwrap_used, reason = "the parts of a test are functions here; each fails by panicking")]
+
+use std::process::Command;
+
+use tests::image::Envd;
+use tests::keep::{BOOT, Init, detached, envd_pid, freeze_and_audit, kills, wait_other_envd};
+use tests::{Via, Vm, paths, wait};
+
+#[test]
+fn systemd_keeps_the_image_and_envd_is_never_silently_dead() {
+    whole_life(Init::Systemd);
+}
+
+#[test]
+fn openrc_keeps_the_image_and_envd_is_never_silently_dead() {
+    whole_life(Init::OpenRc);
+}
+
+fn whole_life(init: Init) {
+    tests::require_root().unwrap();
+    let image = init.image(Envd::preferred()).unwrap().bake().unwrap();
+    let vm = Vm::of(&image).memory_mib(768).boot().unwrap();
+    vm.wait_healthy_within(Via::Tcp, BOOT).unwrap();
+    vm.wait_healthy(Via::Vsock).unwrap();
+    part("demo calls", || demo_calls(&vm));
+    part("console", || console_and_getty(&vm));
+    part("world", || envd_has_the_units_world(&vm, init));
+    part("control", || control_says_keep(&vm));
+    part("kills", || assert_eq!(kills(&vm, 10).unwrap().len(), 10));
+    part("relay", || relay_comes_back(&vm, init));
+    part("update", || an_update_is_served(&vm, init));
+    part("provisioning", || provisioning_does_not_undo_it(&vm, init));
+    part("stop", || a_stop_is_not_answered_by_a_respawn(&vm, init));
+    if Envd::real().is_some() {
+        part("freeze", || freeze_is_clean(&vm));
+    }
+    part("reboot", || {
+        detach_reboot(&vm);
+        vm.wait_end().unwrap();
+    });
+}
+
+/// Says which part runs: the name stands above what a failure prints.
+fn part(name: &str, run: impl FnOnce()) {
+    let began = std::time::Instant::now();
+    eprintln!("part {name} …");
+    run();
+    eprintln!("part {name}: {:.1} s", began.elapsed().as_secs_f64());
+}
+
+/// The four calls of an SDK, over both routes, with a status and standard error besides.
+fn demo_calls(vm: &Vm) {
+    for via in Via::BOTH {
+        assert_eq!(vm.sh(via, "echo Hello").unwrap(), "Hello");
+        assert_eq!(vm.sh(via, "python3 -c 'print(1+1)'").unwrap(), "2");
+        assert_eq!(vm.sh(via, "echo kept >/tmp/file && cat /tmp/file").unwrap(), "kept");
+        let failed = vm.exec(via, "echo oops >&2; exit 3").unwrap();
+        assert_eq!((failed.stderr.as_str(), failed.exit_code), ("oops\n", 3));
+    }
+}
+
+/// The wrapper's lines stand beside what the image's init prints, and go on after a getty took the line: it can be
+/// logged in there.
+fn console_and_getty(vm: &Vm) {
+    let console = vm.console();
+    console.wait(r"^\[ +\d+\.\d{6}\] wrapper: ").unwrap();
+    console.wait(r"envd-init: boot \{").unwrap();
+    console.wait(r"Debian GNU/Linux 12 \S+ ttyS0").unwrap();
+    let mark = console.mark();
+    let old = envd_pid(vm, Via::Tcp).unwrap();
+    let _ = vm.exec_as(Via::Tcp, &format!("kill -KILL {old}"), Some("root"));
+    console.wait_after(mark, r"envd-init: exit \{").unwrap();
+    wait_other_envd(vm, Via::Vsock, old).unwrap();
+    let mark = console.mark();
+    console.send("root\r").unwrap();
+    let asked = || Ok(console.text_after(mark).contains("Password:").then_some(()));
+    wait::until("the getty to ask for a password", wait::BOUND, asked).unwrap();
+    console.send("root\r").unwrap();
+    console.wait_after(mark, "ABSOLUTELY NO WARRANTY").unwrap();
+    console.send("echo logged-$((40+2))-in\r").unwrap();
+    console.wait_after(mark, "logged-42-in").unwrap();
+    console.send("exit\r").unwrap();
+}
+
+/// What the image's own service sets, envd has; wrapper and envd share one cgroup; `pidof envd` prints one pid.
+fn envd_has_the_units_world(vm: &Vm, init: Init) {
+    let pid = envd_pid(vm, Via::Tcp).unwrap();
+    let sh = |command: &str| vm.sh(Via::Tcp, &command.replace("PID", &pid.to_string())).unwrap();
+    let environment = sh("tr '\\0' '\\n' </proc/PID/environ");
+    for line in ["KEPT_FROM_THE_UNIT=yes", "GOMEMLIMIT=256MiB", "GOTRACEBACK=all"] {
+        assert!(environment.lines().any(|found| found == line), "{line} is missing in\n{environment}");
+    }
+    for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+        assert!(!environment.contains(name), "{name} is the wrapper's own, but envd has it");
+    }
+    assert_eq!(sh("cat /proc/PID/oom_score_adj"), "-1000");
+    assert_eq!(sh("ps -o ni= -p PID | tr -d ' '"), "-20");
+    assert!(sh("grep 'Max core file size' /proc/PID/limits").contains("unlimited"));
+    let wrapper = sh("awk '/^PPid/{print $2}' /proc/PID/status");
+    assert_eq!(sh("cat /proc/PID/cgroup"), vm.sh(Via::Tcp, &format!("cat /proc/{wrapper}/cgroup")).unwrap());
+    assert_eq!(vm.sh(Via::Tcp, &format!("cat /proc/{wrapper}/comm")).unwrap(), "envd-wrapper");
+    assert_eq!(relay_cgroup(vm), "0::/init.scope");
+    if init == Init::Systemd {
+        assert_eq!(sh("cat /proc/PID/cgroup"), "0::/system.slice/envd.service");
+        assert_eq!(sh("systemctl show envd -p OOMPolicy --value"), "continue");
+        assert_eq!(sh("cat /sys/fs/cgroup/system.slice/envd.service/cpu.weight"), "1000");
+        assert_eq!(sh("systemctl is-active envd envd-init-relay"), "active\nactive");
+        assert_eq!(sh("systemctl show envd -p StatusText --value | grep -c healthy"), "1");
+    }
+}
+
+fn relay_pid(vm: &Vm) -> u32 {
+    let command = "for p in $(cat /sys/fs/cgroup/init.scope/cgroup.procs); do \
+                   [ \"$(readlink /proc/$p/exe)\" = /usr/lib/envd-init/vsock-relay ] && echo $p; done; true";
+    vm.sh(Via::Tcp, command).unwrap().parse().expect("one relay in init.scope")
+}
+
+fn relay_cgroup(vm: &Vm) -> String {
+    vm.sh(Via::Tcp, &format!("cat /proc/{}/cgroup", relay_pid(vm))).unwrap()
+}
+
+/// `envdctl` over vsock, with neither network nor envd in its way.
+fn envdctl(vm: &Vm, arguments: &[&str]) -> String {
+    let output = Command::new(paths::host_bin("envdctl").unwrap())
+        .args(arguments)
+        .arg("--fc-socket")
+        .arg(vm.vsock_socket())
+        .output()
+        .unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "envdctl {arguments:?} failed: {out}{err}");
+    out.into_owned()
+}
+
+/// Status, logs, boot and restart are answered by the wrapper, which says that it is keep mode.
+fn control_says_keep(vm: &Vm) {
+    let status: serde_json::Value = serde_json::from_str(&envdctl(vm, &["status", "--json"])).unwrap();
+    let status = status.get("status").unwrap_or(&status);
+    assert_eq!(status["mode"], "keep", "{status:#}");
+    assert_eq!(status["envd"]["state"], "healthy");
+    assert_eq!(status["envd"]["pid"], envd_pid(vm, Via::Tcp).unwrap());
+    assert_eq!(status["network"]["found"][0], "169.254.0.21/30");
+    let services: Vec<&str> =
+        status["services"].as_array().unwrap().iter().filter_map(|s| s["name"].as_str()).collect();
+    assert!(services.contains(&"envd") && services.contains(&"relay"), "{services:?}");
+    assert!(envdctl(vm, &["status"]).contains("keep"), "the table says the mode as well");
+    assert!(envdctl(vm, &["logs"]).contains("wrapper"));
+    assert!(envdctl(vm, &["boot"]).contains("envd"));
+    let old = envd_pid(vm, Via::Tcp).unwrap();
+    envdctl(vm, &["restart", "envd"]);
+    wait_other_envd(vm, Via::Vsock, old).unwrap();
+}
+
+/// The relay is killed and stopped and started: calls over vsock are served again, from init.scope.
+fn relay_comes_back(vm: &Vm, init: Init) {
+    let old = relay_pid(vm);
+    vm.sh(Via::Tcp, &format!("kill -KILL {old}")).unwrap();
+    vm.wait_healthy(Via::Vsock).unwrap();
+    assert_ne!(relay_pid(vm), old);
+    if init == Init::Systemd {
+        vm.sh(Via::Tcp, "systemctl stop envd-init-relay && systemctl start envd-init-relay").unwrap();
+        assert_eq!(
+            vm.sh(Via::Tcp, "systemctl daemon-reexec; systemctl is-active envd-init-relay").unwrap(),
+            "active"
+        );
+    } else {
+        detached(vm, "rc-service envd-init-relay restart").unwrap();
+    }
+    vm.wait_healthy(Via::Vsock).unwrap();
+    assert_eq!(relay_cgroup(vm), "0::/init.scope");
+}
+
+/// The two ways in which the platform's builder brings in a new envd: afterwards the new file runs, and the old one was
+/// dead before the command returned.
+fn an_update_is_served(vm: &Vm, init: Init) {
+    let swap = "cp /usr/bin/envd /tmp/envd_updated && mv /tmp/envd_updated /usr/bin/envd && ";
+    let old = envd_pid(vm, Via::Tcp).unwrap();
+    let restart = init.restart();
+    let said = detached(vm, &format!("{swap} {restart} >/dev/null; kill -0 {old} 2>/dev/null && echo alive"))
+        .unwrap();
+    assert!(!said.contains("alive"), "{restart} returned before the old envd was dead");
+    runs_the_new_file(vm, wait_other_envd(vm, Via::Vsock, old).unwrap());
+    let old = envd_pid(vm, Via::Tcp).unwrap();
+    let _ = vm.exec_as(Via::Tcp, &format!("{swap} kill -TERM \"$(pidof envd)\""), Some("root"));
+    runs_the_new_file(vm, wait_other_envd(vm, Via::Vsock, old).unwrap());
+}
+
+fn runs_the_new_file(vm: &Vm, pid: u32) {
+    let inodes =
+        vm.sh(Via::Tcp, &format!("stat -Lc %i /proc/{pid}/exe /usr/bin/envd | uniq | wc -l")).unwrap();
+    assert_eq!(inodes, "1", "envd {pid} still runs the old file");
+}
+
+/// What the platform's provisioning does after a template's Dockerfile: envd, its service and the link to the init are
+/// written anew. The wrapper stays in place.
+fn provisioning_does_not_undo_it(vm: &Vm, init: Init) {
+    let old = envd_pid(vm, Via::Tcp).unwrap();
+    let (service, link, reload) = match init {
+        Init::Systemd => (
+            "/etc/systemd/system/envd.service",
+            "ln -sf /lib/systemd/systemd /usr/sbin/init",
+            "systemctl daemon-reload",
+        ),
+        Init::OpenRc => ("/etc/init.d/envd", "true", "rc-update -u"),
+    };
+    let steps = format!(
+        "set -e; cp /usr/bin/envd /usr/bin/envd.new; mv /usr/bin/envd.new /usr/bin/envd; chmod -R 777 /usr/local; {link}; \
+         sed 's/KEPT_FROM_THE_UNIT=yes/KEPT_FROM_THE_UNIT=again/' {service} >/run/service; cat /run/service >{service}; \
+         {reload}; {}",
+        init.restart()
+    );
+    detached(vm, &steps).unwrap();
+    let pid = wait_other_envd(vm, Via::Vsock, old).unwrap();
+    let parent =
+        vm.sh(Via::Tcp, &format!("cat /proc/$(awk '/^PPid/{{print $2}}' /proc/{pid}/status)/comm")).unwrap();
+    assert_eq!(parent, "envd-wrapper");
+    let set = vm.sh(Via::Tcp, &format!("tr '\\0' '\\n' </proc/{pid}/environ | grep KEPT")).unwrap();
+    assert_eq!(set, "KEPT_FROM_THE_UNIT=again", "the new service's settings hold");
+}
+
+/// Stopped, envd stays down until it is started.
+fn a_stop_is_not_answered_by_a_respawn(vm: &Vm, init: Init) {
+    let (stop, start) = (init.stop(), init.start());
+    let said =
+        detached(vm, &format!("{stop} >/dev/null; sleep 4; pidof envd || echo none; {start} >/dev/null"))
+            .unwrap();
+    assert_eq!(said.trim(), "none", "envd came back by itself after `{stop}`");
+    vm.wait_healthy(Via::Vsock).unwrap();
+}
+
+/// Frozen as before a pause, calls over vsock are answered, and the platform's own audit finds nothing.
+fn freeze_is_clean(vm: &Vm) {
+    let audit = freeze_and_audit(vm).unwrap();
+    assert!(audit.visited > 0 && audit.frozen > 0, "{audit:?}");
+    assert_eq!((audit.escaped, audit.violations), (0, 0), "{audit:?}");
+}
+
+fn detach_reboot(vm: &Vm) {
+    let _ = vm.exec_as(Via::Tcp, "setsid sh -c 'sleep 1; reboot' </dev/null >/dev/null 2>&1 &", Some("root"));
+}
