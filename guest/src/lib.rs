@@ -3,10 +3,12 @@
 //! Everything here is synchronous, holds no threads of its own and reads no clock behind its caller's back:
 //! state machines take events and a `now` and return actions.
 
+pub mod accounts;
 pub mod bucket;
 pub mod cgroup;
 pub mod clock;
 pub mod cmdline;
+pub mod confdir;
 pub mod config;
 pub mod console;
 pub mod control;
@@ -18,5 +20,9 @@ pub mod record;
 pub mod ring;
 pub mod service;
 pub mod spawn;
+pub mod specifier;
 pub mod supervise;
 pub mod sys;
+pub mod sysusers;
+pub mod tmpfiles;
+pub mod words;
