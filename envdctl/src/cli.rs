@@ -5,6 +5,7 @@ use guest::control::ShutdownKind;
 
 use crate::{
     boot::{self, BootArgs},
+    bridge::{self, BridgeArgs},
     console::{self, ConsoleArgs},
     exit::{Exit, Failure},
     logs::{self, LogsArgs},
@@ -24,6 +25,11 @@ pub struct Cli {
 // `fn run(args: Args) -> Result<Exit, Failure>`; its error enum implements `exit::Fatal`.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Lead clients on the host to envd over the best of several routes
+    Bridge(BridgeArgs),
+    /// The bridge's helper process; not for people
+    #[command(hide = true)]
+    BridgeBroker,
     /// Print the state of the guest: boot, network, services, envd, relay
     Status(StatusArgs),
     /// Print the guest's log ring
@@ -50,6 +56,8 @@ impl Cli {
     /// Runs the command that was asked for.
     pub fn run(self) -> Result<Exit, Failure> {
         match self.command {
+            Command::Bridge(args) => bridge::run(args),
+            Command::BridgeBroker => bridge::run_broker(),
             Command::Status(args) => status::run(&args),
             Command::Logs(args) => logs::run(args),
             Command::Boot(args) => boot::run(&args),

@@ -1,6 +1,7 @@
 //! `envdctl`, the operator's tool on the host: one module for each command. See `docs/envdctl.md`.
 
 pub mod boot;
+pub mod bridge;
 pub mod cli;
 pub mod client;
 pub mod console;

@@ -9,4 +9,5 @@ pub mod handshake;
 pub mod pool;
 pub mod pump;
 pub mod relay;
+pub mod socket;
 pub mod unix;

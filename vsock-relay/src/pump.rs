@@ -384,6 +384,16 @@ impl Pump {
         }
     }
 
+    /// Whether the client has ended and nothing of it waits for a target: then nobody needs one.
+    pub fn client_has_left(&self) -> bool {
+        self.up.ended().is_some() && self.up.pending.is_none()
+    }
+
+    /// The next target is reached over another kind of transport.
+    pub fn set_target_rule(&mut self, rule: HalfClose) {
+        self.target_rule = rule;
+    }
+
     /// Whether the target has ended or refuses bytes.
     pub fn target_ended(&self) -> bool {
         self.down.ended().is_some() || matches!(self.up.state, State::Discarding)

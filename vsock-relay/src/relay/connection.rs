@@ -10,10 +10,10 @@ use std::os::fd::OwnedFd;
 
 use guest::clock::Moment;
 
-use super::socket::Peer;
 use crate::{
     pool::Pool,
     pump::{Phase, Pump},
+    socket::Peer,
 };
 
 /// Names a connection beyond the life of its slot.

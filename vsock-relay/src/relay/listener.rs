@@ -13,8 +13,7 @@ use std::{io, os::fd::OwnedFd, time::Duration};
 use rustix::io::Errno;
 use tracing::{info, warn};
 
-use super::socket;
-use crate::endpoint::Endpoint;
+use crate::{endpoint::Endpoint, socket};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);

@@ -12,7 +12,6 @@ mod connection;
 mod counters;
 mod listener;
 mod server;
-mod socket;
 mod target;
 mod timers;
 

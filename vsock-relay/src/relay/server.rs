@@ -19,7 +19,6 @@ use super::{
     connection::{Connection, Key, Stage, Table},
     counters::Counters,
     listener::{Accepted, Listener},
-    socket::{self, Dialed},
     target::Target,
     timers::{Timer, Timers},
 };
@@ -27,6 +26,7 @@ use crate::{
     endpoint::Endpoint,
     pool::{Limits, Pool},
     pump::{Phase, Pump, Side},
+    socket::{self, Dialed},
 };
 
 /// Events taken in one wake-up.
@@ -465,7 +465,8 @@ impl Relay {
             return;
         }
         let phase = connection.turn(&mut self.pool);
-        if connection.pump.target_ended() && connection.pump.is_untouched() && self.retarget(key) {
+        let wasted = connection.pump.target_ended() && connection.pump.is_untouched();
+        if wasted && !connection.pump.client_has_left() && self.retarget(key) {
             return;
         }
         let Some(connection) = self.table.get(key) else { return };

@@ -1,4 +1,4 @@
-//! The sockets of the relay: opening, accepting, connecting, and the pump's view of a descriptor.
+//! Sockets of every kind: listening, accepting, connecting, and the pump's view of a descriptor. Nothing here waits.
 
 use std::{
     io,
@@ -23,9 +23,16 @@ const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
 /// is reset.
 const BACKLOG: i32 = 4096;
 
-/// A listening socket, bound.
-pub(super) fn listen(endpoint: &Endpoint) -> io::Result<OwnedFd> {
-    let socket = new_socket(endpoint)?;
+/// A listening socket, bound. A network namespace is not entered: see [`listen_on`].
+pub fn listen(endpoint: &Endpoint) -> io::Result<OwnedFd> {
+    if matches!(endpoint, Endpoint::NetnsTcp(..) | Endpoint::Firecracker { .. }) {
+        return Err(Errno::OPNOTSUPP.into());
+    }
+    listen_on(new_socket(endpoint)?, endpoint)
+}
+
+/// As [`listen`], on a socket that was made elsewhere: in the namespace that `endpoint` names.
+pub fn listen_on(socket: OwnedFd, endpoint: &Endpoint) -> io::Result<OwnedFd> {
     match endpoint {
         Endpoint::Vsock { cid, port } => {
             nix::sys::socket::bind(socket.as_raw_fd(), &VsockAddr::new(*cid, *port))?;
@@ -34,17 +41,18 @@ pub(super) fn listen(endpoint: &Endpoint) -> io::Result<OwnedFd> {
             remove_stale(path)?;
             net::bind(&socket, &SocketAddrUnix::new(ShortPath::new(path)?.as_path())?)?;
         }
-        Endpoint::Tcp(address) => {
+        Endpoint::Tcp(address) | Endpoint::NetnsTcp(_, address) => {
             net::sockopt::set_socket_reuseaddr(&socket, true)?;
             net::bind(&socket, address)?;
         }
-        Endpoint::NetnsTcp(..) | Endpoint::Firecracker { .. } => return Err(Errno::OPNOTSUPP.into()),
+        Endpoint::Firecracker { .. } => return Err(Errno::OPNOTSUPP.into()),
     }
     net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 
-fn new_socket(endpoint: &Endpoint) -> io::Result<OwnedFd> {
+/// A socket of the family that `endpoint` needs, in the namespace of the calling thread.
+pub fn new_socket(endpoint: &Endpoint) -> io::Result<OwnedFd> {
     let family = match endpoint {
         Endpoint::Vsock { .. } => AddressFamily::VSOCK,
         Endpoint::Unix(_) | Endpoint::Firecracker { .. } => AddressFamily::UNIX,
@@ -55,37 +63,47 @@ fn new_socket(endpoint: &Endpoint) -> io::Result<OwnedFd> {
 }
 
 /// Takes one connection.
-pub(super) fn accept(listener: &OwnedFd) -> Result<OwnedFd, Errno> {
+pub fn accept(listener: impl AsFd) -> Result<OwnedFd, Errno> {
     net::accept_with(listener, FLAGS)
 }
 
 /// The CID at the other end. It must be asked for at once: after a reset the kernel does not know it any more.
-pub(super) fn peer_cid(socket: &OwnedFd) -> io::Result<u32> {
+pub fn peer_cid(socket: &OwnedFd) -> io::Result<u32> {
     let address: VsockAddr = nix::sys::socket::getpeername(socket.as_raw_fd())?;
     Ok(address.cid())
 }
 
 /// A connection under way.
-pub(super) enum Dialed {
+#[derive(Debug)]
+pub enum Dialed {
     Connected(OwnedFd),
     Pending(OwnedFd),
 }
 
-/// Starts to connect. `WouldBlock` of a unix socket means that its backlog is full.
-pub(super) fn dial(endpoint: &Endpoint) -> io::Result<Dialed> {
-    let socket = new_socket(endpoint)?;
+/// Starts to connect. `WouldBlock` of a unix socket means that its backlog is full. A network namespace is not
+/// entered: see [`dial_on`].
+pub fn dial(endpoint: &Endpoint) -> io::Result<Dialed> {
+    if matches!(endpoint, Endpoint::NetnsTcp(..)) {
+        return Err(Errno::OPNOTSUPP.into());
+    }
+    dial_on(new_socket(endpoint)?, endpoint)
+}
+
+/// As [`dial`], on a socket that was made elsewhere: in the namespace that `endpoint` names.
+pub fn dial_on(socket: OwnedFd, endpoint: &Endpoint) -> io::Result<Dialed> {
     let result = match endpoint {
-        Endpoint::Tcp(address) => {
+        Endpoint::Tcp(address) | Endpoint::NetnsTcp(_, address) => {
             // Small answers in a row must not wait for each other's acknowledgement.
             net::sockopt::set_tcp_nodelay(&socket, true)?;
             net::connect(&socket, address)
         }
-        Endpoint::Unix(path) => net::connect(&socket, &SocketAddrUnix::new(ShortPath::new(path)?.as_path())?),
+        Endpoint::Unix(path) | Endpoint::Firecracker { path, .. } => {
+            net::connect(&socket, &SocketAddrUnix::new(ShortPath::new(path)?.as_path())?)
+        }
         Endpoint::Vsock { cid, port } => {
             nix::sys::socket::connect(socket.as_raw_fd(), &VsockAddr::new(*cid, *port))
                 .map_err(|errno| Errno::from_raw_os_error(errno as i32))
         }
-        Endpoint::NetnsTcp(..) | Endpoint::Firecracker { .. } => Err(Errno::OPNOTSUPP),
     };
     match result {
         Ok(()) => Ok(Dialed::Connected(socket)),
@@ -95,7 +113,7 @@ pub(super) fn dial(endpoint: &Endpoint) -> io::Result<Dialed> {
 }
 
 /// The error with which a pending connect ended, if it did.
-pub(super) fn take_error(socket: &OwnedFd) -> Option<io::Error> {
+pub fn take_error(socket: &OwnedFd) -> Option<io::Error> {
     match net::sockopt::socket_error(socket) {
         Ok(Ok(())) => None,
         Ok(Err(errno)) | Err(errno) => Some(errno.into()),
@@ -103,18 +121,18 @@ pub(super) fn take_error(socket: &OwnedFd) -> Option<io::Error> {
 }
 
 /// The pump's view of a descriptor.
-pub(super) struct Peer<'a> {
+pub struct Peer<'a> {
     socket: BorrowedFd<'a>,
     vsock: bool,
 }
 
 impl<'a> Peer<'a> {
-    pub(super) fn new(socket: &'a OwnedFd, vsock: bool) -> Self {
+    pub fn new(socket: &'a OwnedFd, vsock: bool) -> Self {
         Self { socket: socket.as_fd(), vsock }
     }
 
     /// Whether there is at least one byte to read.
-    pub(super) fn has_bytes(&self) -> bool {
+    pub fn has_bytes(&self) -> bool {
         let mut byte = [0; 1];
         net::recv(self.socket, &mut byte, net::RecvFlags::PEEK).is_ok_and(|(count, _)| count > 0)
     }

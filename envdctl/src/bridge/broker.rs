@@ -1,0 +1,246 @@
+//! The one process that keeps privileges: it enters network namespaces and reaches sockets that others may not, makes
+//! the socket there, and hands it to the bridge. It is this program started again as `envdctl bridge-broker`, with
+//! one end of a socket pair as its standard input; it ends with the bridge.
+//!
+//! ```text
+//! bridge                                         broker
+//!   u32 id, u8 kind, path                   →      kind: N, n a TCP socket (IPv4, IPv6) inside the namespace at path
+//!                                                        U    a connection to the unix socket at path
+//!                                           ←    u32 id, i32 errno (0: the socket comes along, by SCM_RIGHTS)
+//! ```
+//!
+//! A namespace is opened by its path for every request: names are recycled, and a handle kept from before would lead
+//! into the sandbox that had the name then.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use nix::sched::{CloneFlags, setns};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use tokio::{sync::oneshot, time::timeout};
+use vsock_relay::{endpoint::Endpoint, socket};
+
+use super::connect::{Stream, adopt};
+
+/// The hidden subcommand that runs the broker.
+pub(super) const SUBCOMMAND: &str = "bridge-broker";
+/// The longest path (bytes) that is taken.
+const MAX_PATH: usize = 4096;
+const HEADER: usize = 5;
+/// Opening a path can hang on a dead file system; then the route is broken, not the bridge.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why the broker gave no socket; each reads as the reason for leaving a route.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    #[error("the network namespace {} cannot be entered ({source})", path.display())]
+    Namespace { path: PathBuf, source: io::Error },
+    #[error("the socket {} cannot be reached ({source})", path.display())]
+    Unix { path: PathBuf, source: io::Error },
+    #[error("network namespaces need root or CAP_SYS_ADMIN, which the bridge was started without")]
+    Absent,
+    #[error("the helper process that enters network namespaces has ended: restart the bridge")]
+    Gone,
+    #[error("the helper process that enters network namespaces hangs on {}", path.display())]
+    Hangs { path: PathBuf },
+    #[error("cannot start the helper process that enters network namespaces")]
+    Start(#[source] io::Error),
+}
+
+type Answer = io::Result<OwnedFd>;
+
+/// The bridge's side.
+#[derive(Debug)]
+pub(super) struct Broker {
+    channel: Stream,
+    waiting: Mutex<Waiting>,
+    /// Kept so that the process is not a zombie's parent unawares; it ends when the channel closes.
+    _process: Child,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    next: u32,
+    answers: HashMap<u32, oneshot::Sender<Answer>>,
+    gone: bool,
+}
+
+/// A broker that was started before the runtime: privileges are dropped between the two.
+#[derive(Debug)]
+pub(super) struct Started {
+    channel: OwnedFd,
+    process: Child,
+}
+
+/// Starts the broker process.
+pub(super) fn start() -> Result<Started, BrokerError> {
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .map_err(|errno| BrokerError::Start(errno.into()))?;
+    let program = std::env::current_exe().map_err(BrokerError::Start)?;
+    let process = Command::new(program)
+        .arg(SUBCOMMAND)
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(BrokerError::Start)?;
+    rustix::io::ioctl_fionbio(&ours, true).map_err(|errno| BrokerError::Start(errno.into()))?;
+    Ok(Started { channel: ours, process })
+}
+
+impl Broker {
+    /// Attaches a started broker to the runtime.
+    pub(super) fn attach(started: Started) -> io::Result<Arc<Self>> {
+        let broker = Arc::new(Self {
+            channel: adopt(started.channel)?,
+            waiting: Mutex::default(),
+            _process: started.process,
+        });
+        let receiver = Arc::clone(&broker);
+        tokio::spawn(async move { receiver.receive().await });
+        Ok(broker)
+    }
+
+    /// A TCP socket that lives in the namespace at `path`.
+    pub(super) async fn netns_socket(&self, path: &Path, ipv6: bool) -> Result<OwnedFd, BrokerError> {
+        let kind = if ipv6 { b'n' } else { b'N' };
+        let answer = self.ask(kind, path).await?;
+        answer.map_err(|source| BrokerError::Namespace { path: path.to_owned(), source })
+    }
+
+    /// A connection to a unix socket.
+    pub(super) async fn unix_connect(&self, path: &Path) -> Result<OwnedFd, BrokerError> {
+        let answer = self.ask(b'U', path).await?;
+        answer.map_err(|source| BrokerError::Unix { path: path.to_owned(), source })
+    }
+
+    async fn ask(&self, kind: u8, path: &Path) -> Result<Answer, BrokerError> {
+        let (id, answer) = self.register()?;
+        let request = [&id.to_be_bytes()[..], &[kind], path.as_os_str().as_bytes()].concat();
+        let sent = self.channel.async_io(tokio::io::Interest::WRITABLE, || {
+            Ok(rustix::net::send(&self.channel, &request, SendFlags::NOSIGNAL)?)
+        });
+        let exchange = async {
+            sent.await.map_err(|_| BrokerError::Gone)?;
+            answer.await.map_err(|_| BrokerError::Gone)
+        };
+        let result = timeout(PATIENCE, exchange).await;
+        result.unwrap_or_else(|_| {
+            self.lock().answers.remove(&id);
+            Err(BrokerError::Hangs { path: path.to_owned() })
+        })
+    }
+
+    fn register(&self) -> Result<(u32, oneshot::Receiver<Answer>), BrokerError> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = self.lock();
+        if waiting.gone {
+            return Err(BrokerError::Gone);
+        }
+        let id = waiting.next;
+        waiting.next = id.wrapping_add(1);
+        waiting.answers.insert(id, sender);
+        Ok((id, receiver))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn receive(&self) {
+        while let Ok(Some((id, answer))) = self
+            .channel
+            .async_io(tokio::io::Interest::READABLE, || receive_answer(self.channel.as_fd()))
+            .await
+        {
+            // The one who asked may have lost patience; then the socket is closed here.
+            let sender = self.lock().answers.remove(&id);
+            drop(sender.map(|sender| sender.send(answer)));
+        }
+        let mut waiting = self.lock();
+        waiting.gone = true;
+        waiting.answers.clear();
+    }
+}
+
+/// One answer; `None` when the broker is gone.
+fn receive_answer(channel: BorrowedFd<'_>) -> io::Result<Option<(u32, Answer)>> {
+    let mut bytes = [0; 8];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = rustix::net::recvmsg(channel, &mut parts, &mut control, flags)?;
+    if received.bytes < 8 {
+        return Ok(None);
+    }
+    let socket = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
+        _ => None,
+    });
+    let [a, b, c, d, e, f, g, h] = bytes;
+    let errno = i32::from_be_bytes([e, f, g, h]);
+    let answer = socket.ok_or_else(|| io::Error::from_raw_os_error(errno));
+    Ok(Some((u32::from_be_bytes([a, b, c, d]), answer)))
+}
+
+/// The broker's own loop: answers one request after the other until the bridge is gone.
+pub(super) fn serve(channel: BorrowedFd<'_>) -> io::Result<()> {
+    let mut request = [0; HEADER + MAX_PATH];
+    loop {
+        let (count, _) = match rustix::net::recv(channel, &mut request, RecvFlags::empty()) {
+            Err(rustix::io::Errno::INTR) => continue,
+            result => result?,
+        };
+        if count <= HEADER {
+            return Ok(());
+        }
+        let path = Path::new(std::ffi::OsStr::from_bytes(&request[HEADER..count]));
+        let answer = make(request[4], path);
+        send_answer(channel, &request[..4], &answer)?;
+    }
+}
+
+fn make(kind: u8, path: &Path) -> Answer {
+    match kind {
+        b'N' => netns_socket(path, AddressFamily::INET),
+        b'n' => netns_socket(path, AddressFamily::INET6),
+        b'U' => match socket::dial(&Endpoint::Unix(path.to_owned()))? {
+            socket::Dialed::Connected(socket) | socket::Dialed::Pending(socket) => Ok(socket),
+        },
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+fn netns_socket(path: &Path, family: AddressFamily) -> Answer {
+    setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
+}
+
+fn send_answer(channel: BorrowedFd<'_>, id: &[u8], answer: &Answer) -> io::Result<()> {
+    let errno = answer.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(nix::libc::EIO));
+    let bytes = [id, &errno.to_be_bytes()].concat();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let sockets = answer.as_ref().map(|socket| [socket.as_fd()]);
+    if let Ok(sockets) = &sockets {
+        control.push(SendAncillaryMessage::ScmRights(sockets));
+    }
+    rustix::net::sendmsg(channel, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}

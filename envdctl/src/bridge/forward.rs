@@ -1,0 +1,191 @@
+//! Drives the pump of one connection with tokio: one task, both directions, woken only for what the pump waits for.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker},
+};
+
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+use vsock_relay::{
+    pool::{Limits, Pool},
+    pump::{Phase, Pump, Side, Stream as PumpStream},
+};
+
+use super::connect::Stream;
+
+thread_local! {
+    /// The bridge is one thread; at most 64 MiB wait in large buffers for slow peers, then small ones are used.
+    static POOL: RefCell<Pool> = RefCell::new(Pool::new(Limits { lent: 256, kept: 4 }));
+}
+
+/// Runs `work` with the thread's buffers.
+pub(super) fn with_pool<T>(work: impl FnOnce(&mut Pool) -> T) -> T {
+    POOL.with_borrow_mut(work)
+}
+
+/// Told about every turn that moved bytes, so that counters and the watch over silent routes stay true.
+pub(super) trait Meter {
+    fn moved(&self, up: u64, down: u64);
+}
+
+/// The pump's view of a tokio socket. Reads go through `poll_read`, because that knows that a short read has emptied
+/// the socket, and saves the read that would only say so.
+struct Peer<'a>(&'a mut Stream);
+
+impl PumpStream for Peer<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut context = Context::from_waker(Waker::noop());
+        let mut buffer = ReadBuf::new(buffer);
+        match Pin::new(&mut *self.0).poll_read(&mut context, &mut buffer) {
+            Poll::Ready(result) => result.map(|()| buffer.filled().len()),
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        use std::os::fd::AsFd;
+        Ok(rustix::net::shutdown(self.0.as_fd(), rustix::net::Shutdown::Write)?)
+    }
+}
+
+/// Why a connection came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Done,
+    /// Its phase has had its time: one side has ended and the other stayed silent.
+    Overdue,
+    /// The target ended or was lost before a byte went either way: another may be tried.
+    Untouched,
+}
+
+/// Moves bytes until the connection is done.
+pub(super) async fn forward(
+    client: &mut Stream,
+    target: &mut Stream,
+    pump: &mut Pump,
+    meter: &impl Meter,
+) -> Outcome {
+    let mut bound = Bound::default();
+    let mut timer = pin!(sleep_until(Instant::now()));
+    let outcome = poll_fn(|context| {
+        let mut driver = Driver { client: &mut *client, target: &mut *target, pump: &mut *pump };
+        driver.poll(context, meter, &mut bound, timer.as_mut())
+    })
+    .await;
+    outcome
+}
+
+/// The end of the current phase.
+#[derive(Default)]
+struct Bound {
+    phase: Option<Phase>,
+    moved: u64,
+}
+
+struct Driver<'a> {
+    client: &'a mut Stream,
+    target: &'a mut Stream,
+    pump: &'a mut Pump,
+}
+
+impl Driver<'_> {
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        meter: &impl Meter,
+        bound: &mut Bound,
+        mut timer: Pin<&mut Sleep>,
+    ) -> Poll<Outcome> {
+        self.register(context);
+        loop {
+            let (up, down) = self.moved();
+            let phase = self.turn();
+            let (up_now, down_now) = self.moved();
+            if (up, down) != (up_now, down_now) {
+                meter.moved(up_now - up, down_now - down);
+            }
+            if self.pump.target_ended() && self.pump.is_untouched() && !self.pump.client_has_left() {
+                return Poll::Ready(Outcome::Untouched);
+            }
+            if phase == Phase::Done {
+                return Poll::Ready(Outcome::Done);
+            }
+            bound.enter(phase, up_now + down_now, timer.as_mut());
+            if self.pump.is_runnable() {
+                // The budget is used up: let the others have their turn.
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if !self.register(context) {
+                return bound.poll(context, up_now + down_now, timer);
+            }
+        }
+    }
+
+    fn moved(&self) -> (u64, u64) {
+        (self.pump.up().moved(), self.pump.down().moved())
+    }
+
+    fn turn(&mut self) -> Phase {
+        with_pool(|pool| self.pump.turn(&mut Peer(self.client), &mut Peer(self.target), pool))
+    }
+
+    /// Asks for the wake-ups that the pump waits for; whether something is ready already.
+    fn register(&mut self, context: &mut Context<'_>) -> bool {
+        let waiting = self.pump.waiting();
+        let mut ready = false;
+        if waiting.client_read && self.client.poll_read_ready(context).is_ready() {
+            self.pump.set_readable(Side::Client);
+            ready = true;
+        }
+        if waiting.target_read && self.target.poll_read_ready(context).is_ready() {
+            self.pump.set_readable(Side::Target);
+            ready = true;
+        }
+        if waiting.client_write && self.client.poll_write_ready(context).is_ready() {
+            self.pump.set_writable(Side::Client);
+            ready = true;
+        }
+        if waiting.target_write && self.target.poll_write_ready(context).is_ready() {
+            self.pump.set_writable(Side::Target);
+            ready = true;
+        }
+        ready
+    }
+}
+
+impl Bound {
+    fn enter(&mut self, phase: Phase, moved: u64, timer: Pin<&mut Sleep>) {
+        if self.phase == Some(phase) {
+            return;
+        }
+        self.phase = Some(phase);
+        self.moved = moved;
+        if let Some(limit) = phase.limit() {
+            timer.reset(Instant::now() + limit);
+        }
+    }
+
+    /// Only a bounded phase arms a timer; while bytes move it is armed anew.
+    fn poll(&mut self, context: &mut Context<'_>, moved: u64, mut timer: Pin<&mut Sleep>) -> Poll<Outcome> {
+        let Some(limit) = self.phase.and_then(Phase::limit) else { return Poll::Pending };
+        while timer.as_mut().poll(context).is_ready() {
+            if moved == self.moved {
+                return Poll::Ready(Outcome::Overdue);
+            }
+            self.moved = moved;
+            timer.as_mut().reset(Instant::now() + limit);
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,220 @@
+//! The task that asks routes how they are, while a sandbox has clients: it runs [`Schedule`] and feeds [`Selector`].
+//!
+//! [`Selector`]: super::selector::Selector
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    task::JoinSet,
+    time::{sleep, sleep_until, timeout},
+};
+
+use super::{
+    log::Level,
+    probe::{Progress, probe},
+    sandbox::Sandbox,
+    schedule::{OVERDUE, PROBE_LIMIT, Schedule, View},
+    selector::{FRESH, Switch},
+};
+
+/// Connections that the guest still spoke over when their route broke are looked at again after this long.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// When no route answers for this long, it is said.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A client waits: starts the prober, or wakes it.
+pub(super) fn want(sandbox: &Arc<Sandbox>) {
+    let mut state = sandbox.lock();
+    if std::mem::replace(&mut state.probing, true) {
+        drop(state);
+        return sandbox.wanted.notify_one();
+    }
+    drop(state);
+    tokio::spawn(Prober::new(Arc::clone(sandbox)).run());
+}
+
+/// What one probe found.
+struct Answer {
+    route: usize,
+    begun: Instant,
+    result: Result<(), String>,
+}
+
+struct Prober {
+    sandbox: Arc<Sandbox>,
+    schedule: Schedule,
+    probes: JoinSet<Answer>,
+    progress: Vec<Progress>,
+    /// Since when no route has been usable while a client waited, and whether that was said.
+    helpless: Option<(Instant, bool)>,
+}
+
+impl Prober {
+    fn new(sandbox: Arc<Sandbox>) -> Self {
+        let count = sandbox.routes.len();
+        Self {
+            schedule: Schedule::new(count),
+            probes: JoinSet::new(),
+            progress: vec![Progress::default(); count],
+            helpless: None,
+            sandbox,
+        }
+    }
+
+    async fn run(mut self) {
+        while self.is_needed() {
+            let now = Instant::now();
+            let view = self.view(now);
+            for route in self.schedule.due(view, now) {
+                self.begin(route, now);
+            }
+            let wake = self.schedule.wake_at(view, now).unwrap_or(now + PROBE_LIMIT);
+            tokio::select! {
+                Some(Ok(answer)) = self.probes.join_next() => self.take(answer),
+                () = sleep_until(wake.into()) => {}
+                () = self.sandbox.wanted.notified() => {}
+            }
+            self.take_overdue(Instant::now());
+            self.decide(Instant::now());
+        }
+    }
+
+    /// Ends the task, under the lock, when the last client has gone.
+    fn is_needed(&self) -> bool {
+        let mut state = self.sandbox.lock();
+        state.probing = state.has_clients();
+        state.probing
+    }
+
+    fn view(&self, now: Instant) -> View {
+        let state = self.sandbox.lock();
+        let current = state.selector.current();
+        let wanted = state.waiting > 0 && state.selector.usable(now).is_none();
+        View { current, current_broken: state.selector.is_broken(current), wanted }
+    }
+
+    fn begin(&mut self, route: usize, now: Instant) {
+        self.schedule.begun(route, now);
+        let progress = Progress::default();
+        self.progress[route] = progress.clone();
+        let sandbox = Arc::clone(&self.sandbox);
+        self.probes.spawn(async move {
+            let broker = sandbox.world.broker.as_ref();
+            let asking = probe(&sandbox.routes[route].endpoint, broker, &progress, PROBE_LIMIT);
+            let result = match timeout(PROBE_LIMIT, asking).await {
+                Ok(result) => result.map_err(|error| error.to_string()),
+                Err(_) => Err(progress.reason(PROBE_LIMIT)),
+            };
+            Answer { route, begun: now, result }
+        });
+    }
+
+    fn take(&mut self, answer: Answer) {
+        let now = Instant::now();
+        let route = answer.route;
+        let latency = now.saturating_duration_since(answer.begun);
+        self.schedule.ended(route, answer.result.is_ok(), now);
+        let metrics = &self.sandbox.routes[route].metrics;
+        match answer.result {
+            Ok(()) => {
+                metrics.probed(latency);
+                self.sandbox.lock().selector.answered(route, latency, now);
+            }
+            Err(reason) => {
+                metrics.probes_failed.add(1);
+                self.sandbox.lock().selector.failed(route, reason, now);
+            }
+        }
+    }
+
+    /// Silence counts as failure, unless the guest has been heard over that very route meanwhile: then it is only busy.
+    fn take_overdue(&mut self, now: Instant) {
+        for (route, begun) in self.schedule.overdue(now) {
+            let mut state = self.sandbox.lock();
+            if self.sandbox.heard_since(route, begun) {
+                state.selector.answered(route, now.saturating_duration_since(begun), now);
+            } else {
+                state.selector.failed(route, self.progress[route].reason(OVERDUE), now);
+            }
+        }
+    }
+
+    fn decide(&mut self, now: Instant) {
+        let switch = self.sandbox.lock().selector.decide(now);
+        if let Some(switch) = switch {
+            self.apply(&switch, now);
+        }
+        self.sandbox.news.send_modify(|version| *version = version.wrapping_add(1));
+        self.mind_helplessness(now);
+    }
+
+    fn apply(&self, switch: &Switch, now: Instant) {
+        let sandbox = &self.sandbox;
+        sandbox.metrics.failovers.add(1);
+        let (from, to) = (&sandbox.routes[switch.from].endpoint, &sandbox.routes[switch.to].endpoint);
+        let since = now.checked_sub(OVERDUE).unwrap_or(now);
+        let (closed, spared) = if switch.broken { sandbox.close_over(switch.from, since) } else { (0, 0) };
+        let closing =
+            if closed > 0 { format!("; closed {closed} connections over it") } else { String::new() };
+        let text = format!("route {from} -> {to}: {}{closing}", switch.reason);
+        let level = if switch.broken { Level::Warn } else { Level::Info };
+        let fields: [(&str, &dyn ToString); 4] =
+            [("from", from), ("to", to), ("reason", &switch.reason), ("closed", &closed)];
+        sandbox.say(level, "route", &text, &fields);
+        if spared > 0 {
+            tokio::spawn(look_again(Arc::clone(sandbox), switch.from));
+        }
+    }
+
+    /// Says once that no route answers, and once that one does again.
+    fn mind_helplessness(&mut self, now: Instant) {
+        let state = self.sandbox.lock();
+        let helpless = state.waiting > 0 && state.selector.usable(now).is_none();
+        let waiting = state.waiting;
+        drop(state);
+        match (&mut self.helpless, helpless) {
+            (None, true) => self.helpless = Some((now, false)),
+            (Some((since, told)), true) if !*told && now.saturating_duration_since(*since) >= PATIENCE => {
+                *told = true;
+                let text = format!("no route answers; {waiting} clients wait: {}", self.describe());
+                self.sandbox.say(Level::Warn, "no_route", &text, &[("waiting", &waiting)]);
+            }
+            (Some((since, told)), false) => {
+                let lasted = now.saturating_duration_since(*since);
+                if *told && self.sandbox.lock().selector.usable(now).is_some() {
+                    let text = format!("a route answers again after {:.1} s", lasted.as_secs_f64());
+                    self.sandbox.say(Level::Info, "route_back", &text, &[]);
+                }
+                self.helpless = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn describe(&self) -> String {
+        let reasons = self.sandbox.lock().selector.reasons();
+        let routes = self.sandbox.routes.iter().zip(&reasons);
+        let describe = |(route, reason): (&super::sandbox::Route, &Option<String>)| {
+            format!("{}: {}", route.endpoint, reason.as_deref().unwrap_or("no answer yet"))
+        };
+        routes.map(describe).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Closes what was spared when its route broke, once the guest has fallen silent there too.
+async fn look_again(sandbox: Arc<Sandbox>, route: usize) {
+    loop {
+        sleep(SECOND_LOOK).await;
+        if !sandbox.lock().selector.is_broken(route) {
+            return;
+        }
+        let since = Instant::now().checked_sub(FRESH).unwrap_or_else(Instant::now);
+        let (_, spared) = sandbox.close_over(route, since);
+        if spared == 0 {
+            return;
+        }
+    }
+}

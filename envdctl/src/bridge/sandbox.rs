@@ -1,0 +1,408 @@
+//! One sandbox: who listens, which routes there are, who is connected over which, and the probes that decide.
+//!
+//! | a client | leaves |
+//! |---|---|
+//! | waits for a route that has answered within the last second | such a route → dials; its own end, or the hold time → closed |
+//! | dials | connected → forwarded; failed → waits again, after a pause with jitter |
+//! | is forwarded | the pump is done → closed; its route broke → closed; the target ended before a byte went either way → waits again |
+//!
+//! A byte that was written to a route is never written to another: a request is not replayed.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, watch},
+    task::AbortHandle,
+    time::sleep,
+};
+use vsock_relay::{
+    endpoint::{Endpoint, HalfClose},
+    pump::Pump,
+};
+
+use super::{
+    broker::Broker,
+    connect::{Stream, adopt, connect},
+    forward::{Meter, Outcome, forward, with_pool},
+    log::{Level, say},
+    metrics::{RouteMetrics, RouteSample, Sample, SandboxMetrics},
+    prober,
+    selector::Selector,
+};
+
+/// How long one connect over a route may take before another route is considered.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// A client whose bytes have ended has this long to get a route; most such clients have simply left.
+const ENDED_CLIENT: Duration = Duration::from_secs(1);
+/// Pauses between dials of one client: a random part of twice as much each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// How a sandbox is to be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Policy {
+    /// How long a client waits for a route that answers.
+    pub(super) hold: Duration,
+    /// How long a preferred route must have been well to be taken back.
+    pub(super) return_after: Duration,
+}
+
+/// What all sandboxes share.
+#[derive(Debug, Clone)]
+pub(super) struct World {
+    pub(super) broker: Option<Arc<Broker>>,
+    pub(super) policy: Policy,
+    pub(super) started: Instant,
+}
+
+/// A route of a sandbox.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) endpoint: Endpoint,
+    pub(super) metrics: RouteMetrics,
+    /// When bytes last came from the guest, in milliseconds since the bridge started.
+    heard: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) selector: Selector,
+    pub(super) waiting: usize,
+    pub(super) probing: bool,
+    open: HashMap<u64, Open>,
+    next_id: u64,
+}
+
+/// A connection that is being forwarded.
+#[derive(Debug)]
+struct Open {
+    route: Option<usize>,
+    task: AbortHandle,
+    heard: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    pub(super) name: String,
+    pub(super) world: World,
+    pub(super) routes: Vec<Route>,
+    pub(super) state: Mutex<State>,
+    /// Changes whenever more is known of a route.
+    pub(super) news: watch::Sender<u64>,
+    /// Wakes the prober.
+    pub(super) wanted: Notify,
+    pub(super) metrics: SandboxMetrics,
+}
+
+impl State {
+    /// Whether there is anybody to probe for.
+    pub(super) fn has_clients(&self) -> bool {
+        !self.open.is_empty()
+    }
+}
+
+impl Sandbox {
+    pub(super) fn new(name: String, routes: Vec<Endpoint>, world: World) -> Arc<Self> {
+        let selector = Selector::new(routes.len(), world.policy.return_after);
+        let route = |endpoint| Route { endpoint, metrics: RouteMetrics::default(), heard: AtomicU64::new(0) };
+        let state = State { selector, waiting: 0, probing: false, open: HashMap::new(), next_id: 0 };
+        Arc::new(Self {
+            name,
+            world,
+            routes: routes.into_iter().map(route).collect(),
+            state: Mutex::new(state),
+            news: watch::Sender::new(0),
+            wanted: Notify::new(),
+            metrics: SandboxMetrics::default(),
+        })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Milliseconds since the bridge started.
+    pub(super) fn millis(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.world.started).as_millis() as u64
+    }
+
+    /// Whether the guest has sent anything over a route since `since`.
+    pub(super) fn heard_since(&self, route: usize, since: Instant) -> bool {
+        self.routes[route].heard.load(Ordering::Relaxed) > self.millis(since)
+    }
+
+    pub(super) fn say(&self, level: Level, event: &str, text: &str, fields: &[(&str, &dyn ToString)]) {
+        say(level, Some(&self.name), event, text, fields);
+    }
+
+    /// Takes over a client that was accepted.
+    pub(super) fn take(self: &Arc<Self>, client: OwnedFd, rule: HalfClose, permit: OwnedSemaphorePermit) {
+        self.metrics.accepted.add(1);
+        let client = match adopt(client) {
+            Ok(client) => client,
+            Err(error) => {
+                return self.say(Level::Error, "client", &format!("cannot watch a client ({error})"), &[]);
+            }
+        };
+        let heard = Arc::new(AtomicU64::new(0));
+        let presence = Presence::new(self);
+        let id = presence.id;
+        let task = tokio::spawn(
+            Client { stream: client, rule, presence, heard: Arc::clone(&heard), _permit: permit }.serve(),
+        );
+        // The task cannot have run yet: the bridge is one thread.
+        self.lock().open.insert(id, Open { route: None, task: task.abort_handle(), heard });
+    }
+
+    /// Closes the connections over a route that broke, but for those that the guest has sent something over since
+    /// `since`. Returns how many were closed and how many were spared.
+    pub(super) fn close_over(&self, route: usize, since: Instant) -> (usize, usize) {
+        let since = self.millis(since);
+        let state = self.lock();
+        let over = state.open.values().filter(|open| open.route == Some(route));
+        let (spared, broken): (Vec<_>, Vec<_>) =
+            over.partition(|open| open.heard.load(Ordering::Relaxed) > since);
+        let tasks: Vec<AbortHandle> = broken.iter().map(|open| open.task.clone()).collect();
+        let counts = (broken.len(), spared.len());
+        drop(state);
+        tasks.iter().for_each(AbortHandle::abort);
+        counts
+    }
+
+    /// Ends every connection: the sandbox was taken out of the configuration. Returns how many there were.
+    pub(super) fn close_all(&self) -> usize {
+        self.close_unless_over(&[])
+    }
+
+    /// Ends every connection but those over one of `routes`. Returns how many were ended.
+    pub(super) fn close_unless_over(&self, routes: &[Endpoint]) -> usize {
+        let stays =
+            |open: &&Open| open.route.is_some_and(|route| routes.contains(&self.routes[route].endpoint));
+        let tasks: Vec<AbortHandle> =
+            self.lock().open.values().filter(|open| !stays(open)).map(|open| open.task.clone()).collect();
+        tasks.iter().for_each(AbortHandle::abort);
+        tasks.len()
+    }
+
+    /// How many clients there are.
+    pub(super) fn clients(&self) -> usize {
+        self.lock().open.len()
+    }
+
+    /// A connection over a route failed: the next client has the route probed before it is used.
+    fn doubt(&self, route: usize) {
+        self.lock().selector.doubt(route);
+    }
+
+    /// Waits until a route has answered within the last second.
+    async fn usable_route(self: &Arc<Self>) -> usize {
+        let mut news = self.news.subscribe();
+        loop {
+            news.mark_unchanged();
+            if let Some(route) = self.lock().selector.usable(Instant::now()) {
+                return route;
+            }
+            prober::want(self);
+            // The sender lives in the sandbox, which lives in us.
+            let _ = news.changed().await;
+        }
+    }
+
+    pub(super) fn sample(&self) -> Sample<'_> {
+        let state = self.lock();
+        let (current, selector) = (state.selector.current(), &state.selector);
+        let routes = self.routes.iter().enumerate().map(|(index, route)| RouteSample {
+            endpoint: &route.endpoint,
+            in_use: current == index,
+            latency: selector.latency(index),
+            metrics: &route.metrics,
+        });
+        let routes = routes.collect();
+        Sample { name: &self.name, metrics: &self.metrics, routes }
+    }
+}
+
+/// Counts a client in, and out again however its task ends.
+struct Presence {
+    sandbox: Arc<Sandbox>,
+    id: u64,
+}
+
+impl Presence {
+    fn new(sandbox: &Arc<Sandbox>) -> Self {
+        let mut state = sandbox.lock();
+        let id = state.next_id;
+        state.next_id += 1;
+        drop(state);
+        sandbox.metrics.open.add(1);
+        Self { sandbox: Arc::clone(sandbox), id }
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.sandbox.metrics.open.sub(1);
+        let mut state = self.sandbox.lock();
+        state.open.remove(&self.id);
+        if state.open.is_empty() {
+            drop(state);
+            // Nobody is left: the prober may end.
+            self.sandbox.wanted.notify_one();
+        }
+    }
+}
+
+/// Counts a client that waits for a route.
+struct Waiting<'a>(&'a Sandbox);
+
+impl<'a> Waiting<'a> {
+    fn new(sandbox: &'a Sandbox) -> Self {
+        sandbox.lock().waiting += 1;
+        sandbox.metrics.waiting.add(1);
+        Self(sandbox)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.lock().waiting -= 1;
+        self.0.metrics.waiting.sub(1);
+    }
+}
+
+/// One client and its way through the states above.
+struct Client {
+    stream: Stream,
+    /// What the transport towards it makes of a half-close.
+    rule: HalfClose,
+    presence: Presence,
+    heard: Arc<AtomicU64>,
+    /// Its place among all connections of the bridge.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Counts the bytes of one connection.
+struct RouteMeter<'a> {
+    sandbox: &'a Sandbox,
+    route: &'a Route,
+    heard: &'a AtomicU64,
+}
+
+impl Meter for RouteMeter<'_> {
+    fn moved(&self, up: u64, down: u64) {
+        self.route.metrics.bytes_up.add(up);
+        self.route.metrics.bytes_down.add(down);
+        if down > 0 {
+            let now = self.sandbox.millis(Instant::now());
+            self.heard.store(now, Ordering::Relaxed);
+            self.route.heard.store(now, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Client {
+    async fn serve(mut self) {
+        let sandbox = Arc::clone(&self.presence.sandbox);
+        let mut pump = Pump::new(self.rule, HalfClose::Kept);
+        let deadline = Instant::now() + sandbox.world.policy.hold;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let Some(route) = self.wait_for_route(&sandbox, deadline).await else { break };
+            if self.attempt(&sandbox, route, &mut pump).await || Instant::now() >= deadline {
+                break;
+            }
+            sandbox.metrics.redials.add(1);
+            sleep(jitter(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        with_pool(|pool| pump.close(pool));
+    }
+
+    /// The route to use, or `None` when the client is to be closed.
+    async fn wait_for_route(&self, sandbox: &Arc<Sandbox>, deadline: Instant) -> Option<usize> {
+        if let Some(route) = sandbox.lock().selector.usable(Instant::now()) {
+            return Some(route);
+        }
+        let _waiting = Waiting::new(sandbox);
+        tokio::select! {
+            biased;
+            route = sandbox.usable_route() => Some(route),
+            () = self.left() => None,
+            () = tokio::time::sleep_until(deadline.into()) => {
+                sandbox.metrics.given_up.add(1);
+                None
+            }
+        }
+    }
+
+    /// Ends when the client has left. One whose bytes have ended, but which may still read, is given a little time.
+    async fn left(&self) {
+        if self.stream.readable().await.is_err() {
+            return;
+        }
+        let mut byte = [0; 1];
+        match rustix::net::recv(self.stream.as_fd(), &mut byte, rustix::net::RecvFlags::PEEK) {
+            Ok((0, _)) => return,
+            Err(errno) if errno != rustix::io::Errno::AGAIN => return,
+            _ => {}
+        }
+        // It has asked something. Its end cannot be awaited without reading, so it is looked for now and then.
+        loop {
+            sleep(ENDED_CLIENT / 4).await;
+            if self.has_ended() {
+                return sleep(ENDED_CLIENT).await;
+            }
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut watched = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut watched, Some(&now)).is_ok() && !watched[0].revents().is_empty()
+    }
+
+    /// Leads the client over `route`; whether it is through. `false`: nothing was sent, another try is allowed.
+    async fn attempt(&mut self, sandbox: &Arc<Sandbox>, index: usize, pump: &mut Pump) -> bool {
+        let route = &sandbox.routes[index];
+        let connected = match connect(&route.endpoint, sandbox.world.broker.as_ref(), CONNECT_LIMIT).await {
+            Ok(connected) => connected,
+            Err(_) => {
+                sandbox.doubt(index);
+                return false;
+            }
+        };
+        if let Some(open) = sandbox.lock().open.get_mut(&self.presence.id) {
+            open.route = Some(index);
+        }
+        route.metrics.connections.add(1);
+        pump.retarget();
+        pump.set_target_rule(route.endpoint.half_close());
+        with_pool(|pool| pump.preload_down(&connected.early, pool));
+        let mut target = connected.stream;
+        let meter = RouteMeter { sandbox, route, heard: &self.heard };
+        let outcome = forward(&mut self.stream, &mut target, pump, &meter).await;
+        if outcome == Outcome::Untouched {
+            sandbox.doubt(index);
+            if let Some(open) = sandbox.lock().open.get_mut(&self.presence.id) {
+                open.route = None;
+            }
+        }
+        outcome != Outcome::Untouched
+    }
+}
+
+/// A random part of `pause`, so that a burst that was refused does not come back as one.
+fn jitter(pause: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let random = RandomState::new().hash_one(Instant::now()) % 1024;
+    pause / 4 + pause * random as u32 / 1024
+}

@@ -1,0 +1,194 @@
+//! The bridge's life: start, reload, signals, drain.
+//!
+//! | state | leaves |
+//! |---|---|
+//! | serving | SIGHUP or a changed folder → reads the configuration and goes on; SIGTERM or SIGINT → draining |
+//! | draining | addresses closed; all connections done, the bound over, or a second signal → ended |
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::sleep,
+};
+
+use super::{
+    BridgeArgs, BridgeError,
+    broker::{Broker, Started},
+    config::{self, Entry},
+    fleet::{Fleet, RETRY, page_of},
+    listener::bind,
+    log::{Level, say},
+    notify::{notify, reloading},
+    page,
+    sandbox::{Policy, World},
+    watch::Watch,
+};
+
+/// The name of the one sandbox that is given by flags.
+const ONLY: &str = "sandbox";
+/// How often a drain looks whether the last connection has gone.
+const DRAIN_TICK: Duration = Duration::from_millis(20);
+
+struct Service {
+    args: BridgeArgs,
+    fleet: Fleet,
+    watch: Option<Watch>,
+}
+
+pub(super) async fn serve(
+    args: BridgeArgs,
+    broker: Option<Started>,
+    max_connections: usize,
+) -> Result<(), BridgeError> {
+    let broker = broker.map(Broker::attach).transpose().map_err(setup("attaching the helper process"))?;
+    let policy = Policy { hold: args.hold, return_after: args.return_after };
+    let world = World { broker: broker.clone(), policy, started: Instant::now() };
+    let mut signals = Signals::new().map_err(setup("watching for signals"))?;
+    let mut service = Service { fleet: Fleet::new(world, max_connections), args, watch: None };
+    service.begin().await?;
+    service.serve_metrics(broker.as_ref()).await?;
+    notify(&format!("READY=1\nSTATUS=serving {} sandboxes", service.fleet.len()));
+    service.run(&mut signals).await;
+    Ok(())
+}
+
+fn setup(operation: &'static str) -> impl FnOnce(io::Error) -> BridgeError {
+    move |source| BridgeError::Setup { operation, source }
+}
+
+/// The signals that mean something.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Whether to end, and why; `None`: read the configuration again.
+    async fn next(&mut self) -> Option<&'static str> {
+        tokio::select! {
+            _ = self.terminate.recv() => Some("SIGTERM"),
+            _ = self.interrupt.recv() => Some("SIGINT"),
+            _ = self.hangup.recv() => None,
+        }
+    }
+
+    async fn end(&mut self) {
+        while self.next().await.is_none() {}
+    }
+}
+
+impl Service {
+    async fn begin(&mut self) -> Result<(), BridgeError> {
+        let Some(path) = &self.args.config else {
+            let listen = self
+                .args
+                .listen
+                .clone()
+                .ok_or_else(|| setup("reading the flags")(io::ErrorKind::InvalidInput.into()))?;
+            let entry = Entry { listen, routes: self.args.route.clone() };
+            return self.fleet.start(ONLY, entry).await.map_err(BridgeError::Listen);
+        };
+        // Watched first: a change while it is read is not missed.
+        match Watch::new(path) {
+            Ok(watch) => self.watch = Some(watch),
+            Err(error) => {
+                let text = format!("cannot watch {} ({error}): send SIGHUP after a change", path.display());
+                say(Level::Warn, None, "watch", &text, &[]);
+            }
+        }
+        let config = config::read(path).map_err(BridgeError::Config)?;
+        self.fleet.apply(config).await;
+        Ok(())
+    }
+
+    async fn serve_metrics(&self, broker: Option<&Arc<Broker>>) -> Result<(), BridgeError> {
+        let Some(listen) = &self.args.metrics else { return Ok(()) };
+        let socket = bind(listen, broker).await.map_err(BridgeError::Listen)?;
+        say(Level::Info, None, "metrics", &format!("metrics on {listen}"), &[("listen", listen)]);
+        let roster = self.fleet.roster();
+        tokio::spawn(page::serve(socket, move || page_of(&roster)));
+        Ok(())
+    }
+
+    async fn run(&mut self, signals: &mut Signals) {
+        let name = loop {
+            let retry = self.fleet.is_incomplete();
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Some(name) => break name,
+                    None => self.reload("SIGHUP").await,
+                },
+                () = changed(self.watch.as_ref()) => self.reload("a change of its files").await,
+                () = sleep(RETRY), if retry => self.fleet.retry().await,
+            }
+        };
+        self.drain(name, signals).await;
+    }
+
+    async fn reload(&mut self, cause: &str) {
+        let Some(path) = &self.args.config else {
+            say(
+                Level::Info,
+                None,
+                "reload",
+                "SIGHUP: nothing to read again, the sandbox was given by flags",
+                &[],
+            );
+            return;
+        };
+        reloading();
+        match config::read(path) {
+            Ok(config) => {
+                self.fleet.apply(config).await;
+                let count = self.fleet.len();
+                let text = format!("configuration read again after {cause}: serving {count} sandboxes");
+                say(Level::Info, None, "reload", &text, &[("sandboxes", &count)]);
+            }
+            Err(error) => {
+                say(Level::Error, None, "reload", &format!("{error}; everything is left as it was"), &[])
+            }
+        }
+        notify(&format!("READY=1\nSTATUS=serving {} sandboxes", self.fleet.len()));
+    }
+
+    async fn drain(&mut self, name: &str, signals: &mut Signals) {
+        notify("STOPPING=1");
+        let sandboxes = self.fleet.close_listeners();
+        let open = || sandboxes.iter().map(|sandbox| sandbox.clients()).sum::<usize>();
+        let text =
+            format!("{name}: no new connections, {} open ones have {} s", open(), self.args.drain.as_secs());
+        say(Level::Info, None, "drain", &text, &[]);
+        let drained = async {
+            while open() > 0 {
+                sleep(DRAIN_TICK).await;
+            }
+        };
+        tokio::select! {
+            () = drained => {}
+            () = sleep(self.args.drain) => {}
+            () = signals.end() => {}
+        }
+    }
+}
+
+/// Never ends where nothing is watched.
+async fn changed(watch: Option<&Watch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
