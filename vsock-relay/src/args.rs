@@ -8,6 +8,8 @@ use vsock_relay::{
     relay::Options,
 };
 
+use crate::logging::Log;
+
 pub(crate) const HELP: &str = "\
 vsock-relay leads connections that arrive on vsock to envd.
 
@@ -21,6 +23,8 @@ Usage: vsock-relay --map LISTEN=TARGET [--map ...] [options]
   --max-connections N    connections at once; further ones wait (default 4096, less where descriptors are short)
   --status FILE          where the counters go (default none; in the guest /run/envd-init/relay.json)
   --cgroup NAME          move into this cgroup first (in the guest init.scope: the freezer spares it)
+  --log WHERE            console (serial console and log ring), stderr, or auto (the default): the console where
+                         /run/envd-init is there
   --help, --version
 
 Exit codes: 0 ended by a signal, 1 failed, 2 wrong command line, 7 cannot listen on any address.
@@ -36,6 +40,7 @@ pub(crate) struct Run {
     pub(crate) options: Options,
     /// The cgroup to move into.
     pub(crate) cgroup: Option<String>,
+    pub(crate) log: Log,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +51,8 @@ pub(crate) enum ArgsError {
     Map(#[from] EndpointError),
     #[error("--map {map}: a guest cannot use {end}; netns: and firecracker: belong to the host")]
     HostOnly { map: Box<Map>, end: String },
+    #[error("--log {0:?} is neither auto nor console nor stderr")]
+    Log(String),
     #[error("--cgroup {0:?} is not the plain name of a top-level cgroup")]
     Cgroup(String),
     #[error("--peer-cid {0:?} is neither a number nor host nor any")]
@@ -62,6 +69,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     let mut parser = Parser::from_iter(args);
     let mut options = Options::new(Vec::new());
     let mut cgroup = None;
+    let mut log = Log::Auto;
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Long("map") => options.maps.push(map(&parser.value()?.string()?)?),
@@ -70,6 +78,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
             Arg::Long("drain") => options.drain = seconds("drain", &parser.value()?.string()?)?,
             Arg::Long("max-connections") => options.max_connections = parser.value()?.parse()?,
             Arg::Long("status") => options.status = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("log") => log = log_of(&parser.value()?.string()?)?,
             Arg::Long("cgroup") => cgroup = Some(cgroup_name(parser.value()?.string()?)?),
             Arg::Short('h') | Arg::Long("help") => return Ok(Command::Print(HELP.to_owned())),
             Arg::Short('V') | Arg::Long("version") => {
@@ -84,7 +93,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     if options.max_connections == 0 {
         return Err(ArgsError::MaxConnections);
     }
-    Ok(Command::Run(Run { options, cgroup }))
+    Ok(Command::Run(Run { options, cgroup, log }))
 }
 
 fn map(text: &str) -> Result<Map, ArgsError> {
@@ -95,6 +104,15 @@ fn map(text: &str) -> Result<Map, ArgsError> {
     match host_only.map(ToString::to_string) {
         Some(end) => Err(ArgsError::HostOnly { map: Box::new(map), end }),
         None => Ok(map),
+    }
+}
+
+fn log_of(text: &str) -> Result<Log, ArgsError> {
+    match text {
+        "auto" => Ok(Log::Auto),
+        "console" => Ok(Log::Console),
+        "stderr" => Ok(Log::Stderr),
+        other => Err(ArgsError::Log(other.to_owned())),
     }
 }
 

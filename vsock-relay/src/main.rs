@@ -1,6 +1,7 @@
 //! `vsock-relay`: the guest's end of the second way to envd. `--help` says how it is used; exit codes are there too.
 
 mod args;
+mod logging;
 mod setup;
 
 use std::process::ExitCode;
@@ -24,7 +25,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args::Run { mut options, cgroup }: args::Run) -> ExitCode {
+fn start(args::Run { mut options, cgroup, log }: args::Run) -> ExitCode {
+    logging::init(log);
     if let Some(cgroup) = &cgroup {
         setup::join_cgroup(cgroup);
     }
@@ -35,7 +37,6 @@ fn start(args::Run { mut options, cgroup }: args::Run) -> ExitCode {
             let source =
                 std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
             tracing::error!("{error}{source}");
-            eprintln!("vsock-relay: {error}{source}");
             ExitCode::from(exit_code(&error))
         }
     }

@@ -55,6 +55,7 @@ impl Counters {
     pub(super) fn write(&mut self) {
         self.waited = 0;
         self.written = self.now.clone();
+        guest::log::flush();
         let Some(file) = &self.file else { return };
         let Ok(mut line) = serde_json::to_string(&self.now) else { return };
         let padding = WIDTH.saturating_sub(line.len() + 1);
