@@ -1,1 +1,68 @@
-fn main() {}
+//! envd-wrapper: envd is never silently dead.
+//!
+//! It starts envd, sees it become healthy, watches it, starts it again when it ends, and explains every death on the serial
+//! console. It works as a service of our PID 1, under systemd and OpenRC, and as a plain program:
+//!
+//! ```text
+//! envd-wrapper [run] [--envd PATH] [-- ARGUMENTS…]      supervise
+//! envd-wrapper --check                                  say what would run, and why
+//! envd [ARGUMENTS…]                                     the same program under envd's name: supervises the envd.real beside it
+//! ```
+//!
+//! Exit codes: 0 stopped on request, 1 nothing could be supervised, 2 wrong usage, 3 (`--check`) no envd that may run.
+
+mod args;
+mod choose;
+mod cleanup;
+mod death;
+mod drain;
+mod probe;
+mod report;
+mod shim;
+mod supervisor;
+mod world;
+
+use std::process::ExitCode;
+
+use args::{Command, Settings};
+use tracing::error;
+
+/// Wrong usage.
+const USAGE: u8 = 2;
+/// `--check` found no envd that may run.
+const NOTHING_TO_RUN: u8 = 3;
+
+fn main() -> ExitCode {
+    match args::parse(std::env::args_os()) {
+        Ok(Command::Run(settings)) => run(settings),
+        Ok(Command::Check(settings)) => check(&settings),
+        Ok(Command::Print(text)) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("envd-wrapper: {error}\n{}", args::USAGE);
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+fn run(settings: Settings) -> ExitCode {
+    shim::leave_envds_name();
+    guest::log::init("wrapper");
+    settings.tell_problems();
+    guest::log::set_debug(settings.config.log.debug);
+    match supervisor::Supervisor::new(settings).and_then(supervisor::Supervisor::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("cannot supervise envd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(settings: &Settings) -> ExitCode {
+    let verdict = choose::choose(&settings.search());
+    print!("{verdict}");
+    if verdict.chosen().is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING_TO_RUN) }
+}

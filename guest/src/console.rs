@@ -67,6 +67,11 @@ impl Console {
         (!self.waiting.is_empty()).then(|| file.as_fd())
     }
 
+    /// The open device.
+    pub fn device(&self) -> Option<BorrowedFd<'_>> {
+        self.device.as_ref().map(|(_, file)| file.as_fd())
+    }
+
     /// Prints one line (with its newline), or keeps it until the device takes it.
     pub fn print(&mut self, line: Vec<u8>) {
         self.waiting_bytes += line.len();
@@ -221,7 +226,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tty");
         fs::write(&path, "").unwrap();
-        let mut console = Console { device: Some((path.clone(), File::from(pty.slave))), ..Console::default() };
+        let mut console =
+            Console { device: Some((path.clone(), File::from(pty.slave))), ..Console::default() };
         console.print(b"after the getty came\n".to_vec());
         assert_eq!(fs::read_to_string(&path).unwrap(), "after the getty came\n");
         assert_eq!(console.dropped_bytes(), 0);

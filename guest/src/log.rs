@@ -95,6 +95,11 @@ pub fn while_blocked<T>(watch: impl FnOnce(Option<BorrowedFd<'_>>) -> T) -> Opti
     with(|logger| watch(logger.console.blocked()))
 }
 
+/// Runs `act` on the console's descriptor, where there is one.
+pub fn with_device<T>(act: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
+    with(|logger| logger.console.device().map(act)).flatten()
+}
+
 /// Writes what the console takes now.
 pub fn flush() {
     with(|logger| logger.console.flush());

@@ -445,7 +445,7 @@ mod tests {
     #[test]
     fn the_child_sees_its_own_world_and_nothing_else() {
         let leaked = File::open("/dev/zero").unwrap();
-        nix::fcntl::fcntl(&leaked, FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        fcntl(&leaked, FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
         let mut program = shell("env; ls /proc/self/fd | wc -l; ulimit -n; pwd");
         program.limits = vec![Limit { resource: Resource::OpenFiles, soft: Some(64), hard: Some(64) }];
         program.directory = Some("/usr".into());

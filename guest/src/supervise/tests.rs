@@ -60,7 +60,7 @@ impl Script {
                 actions.extend(self.on(answer.clone()));
             }
             if actions.iter().any(&wanted) {
-                return self.now - begin;
+                return self.now.saturating_sub(begin);
             }
         }
         panic!("it never came");
@@ -207,7 +207,7 @@ fn killed_at_once_it_meets_backoff_that_doubles_to_two_seconds() {
         script.feed(&[Event::Spawned, Event::Executed, FAILED]);
         let before = script.now;
         assert!(script.tick().contains(&Action::Spawn));
-        pauses.push(script.now - before);
+        pauses.push(script.now.saturating_sub(before));
     }
     assert!(pauses[0] <= Duration::from_millis(100) && pauses[0] >= Duration::from_millis(80));
     assert!(pauses[1] > pauses[0] && pauses[2] > pauses[1]);
@@ -229,7 +229,7 @@ fn backoff_begins_anew_only_after_ten_seconds_of_health() {
     let before = script.now;
     script.feed(&[Event::Spawned, Event::Executed, FAILED]);
     script.tick();
-    assert!(script.now - before <= Duration::from_millis(100));
+    assert!(script.now.saturating_sub(before) <= Duration::from_millis(100));
 }
 
 #[test]

@@ -1,0 +1,221 @@
+//! The command line and the configuration, as one [`Settings`].
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use guest::cmdline::Cmdline;
+use guest::config::{self, Config};
+use lexopt::prelude::*;
+
+use crate::choose::Search;
+
+/// envd's port, in every sandbox.
+pub(crate) const PORT: u16 = 49983;
+/// What a live upgrade passes to the new program; at a restart it would wait for a predecessor that is dead.
+const RESUME_HANDOVER: &str = "--resume-handover";
+
+pub(crate) const USAGE: &str = "\
+usage: envd-wrapper [run] [OPTION…] [-- ARGUMENT OF ENVD…]
+  --envd PATH        this program (default: searched in /usr/bin, then /usr/local/bin)
+  --config PATH      configuration (default: /etc/envd-init/config.toml)
+  --port PORT        where envd listens (default: 49983)
+  --cgroup FOLDER    cgroup for envd (default: the wrapper's own)
+  --check            say what would run, and why
+  --version, --help";
+
+/// What to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Run(Settings),
+    Check(Settings),
+    Print(String),
+}
+
+/// Everything that is settled before the start.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Named on the command line.
+    pub(crate) program: Option<PathBuf>,
+    /// Called under envd's name: the folder of that file.
+    pub(crate) shim_folder: Option<PathBuf>,
+    pub(crate) arguments: Vec<OsString>,
+    pub(crate) port: u16,
+    pub(crate) cgroup: Option<PathBuf>,
+    pub(crate) config: Config,
+    problems: Vec<String>,
+}
+
+impl Settings {
+    /// What was wrong in the configuration and was passed over.
+    pub(crate) fn tell_problems(&self) {
+        for problem in &self.problems {
+            tracing::warn!("{problem}");
+        }
+    }
+
+    /// Where to look for envd.
+    pub(crate) fn search(&self) -> Search {
+        Search {
+            named: self.program.clone(),
+            shim_folder: self.shim_folder.clone(),
+            configured: self.config.envd.program.clone().map(PathBuf::from),
+            sha256: self.config.envd.sha256.clone(),
+        }
+    }
+
+    /// Time between two liveness checks; `None`: off.
+    pub(crate) fn liveness_interval(&self) -> Option<Duration> {
+        let interval = self.config.envd.liveness_interval_ms;
+        (interval > 0).then(|| Duration::from_millis(interval))
+    }
+}
+
+/// Reads the command line; `argv[0]` decides whether this is the shim.
+pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, lexopt::Error> {
+    let arguments: Vec<OsString> = arguments.collect();
+    let called = arguments.first().map(PathBuf::from).unwrap_or_default();
+    if called.file_name() == Some(OsStr::new("envd")) {
+        return Ok(Command::Run(shim_settings(&called, arguments.into_iter().skip(1))));
+    }
+    parse_options(lexopt::Parser::from_iter(arguments))
+}
+
+fn parse_options(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
+    let mut settings = Settings {
+        program: None,
+        shim_folder: None,
+        arguments: Vec::new(),
+        port: PORT,
+        cgroup: None,
+        config: Config::default(),
+        problems: Vec::new(),
+    };
+    let mut config = PathBuf::from(config::PATH);
+    let mut check = false;
+    while let Some(argument) = next(&mut parser, &mut settings)? {
+        match argument {
+            Given::Word(word) if word == "run" => {}
+            Given::Word(word) => return Err(Value(word).unexpected()),
+            Given::Config(path) => config = path,
+            Given::Check => check = true,
+            Given::Print(text) => return Ok(Command::Print(text)),
+            Given::Settled => {}
+        }
+    }
+    settings.load_config(&config);
+    Ok(if check { Command::Check(settings) } else { Command::Run(settings) })
+}
+
+/// One thing on the command line.
+enum Given {
+    Word(OsString),
+    Config(PathBuf),
+    Check,
+    Print(String),
+    Settled,
+}
+
+fn next(parser: &mut lexopt::Parser, settings: &mut Settings) -> Result<Option<Given>, lexopt::Error> {
+    // What follows `--` is envd's, whatever it looks like.
+    if let Some(raw) = parser.try_raw_args()
+        && raw.peek() == Some(OsStr::new("--"))
+    {
+        settings.arguments = without_handover(raw.skip(1));
+        return Ok(None);
+    }
+    let Some(argument) = parser.next()? else { return Ok(None) };
+    let given = match argument {
+        Long("envd" | "program") => {
+            settings.program = Some(parser.value()?.into());
+            Given::Settled
+        }
+        Long("port") => {
+            settings.port = parser.value()?.parse()?;
+            Given::Settled
+        }
+        Long("cgroup") => {
+            settings.cgroup = Some(parser.value()?.into());
+            Given::Settled
+        }
+        Long("config") => Given::Config(parser.value()?.into()),
+        Long("check") => Given::Check,
+        Long("version") => Given::Print(concat!("envd-wrapper ", env!("CARGO_PKG_VERSION")).to_owned()),
+        Short('h') | Long("help") => Given::Print(USAGE.to_owned()),
+        Value(word) => Given::Word(word),
+        other => return Err(other.unexpected()),
+    };
+    Ok(Some(given))
+}
+
+fn shim_settings(called: &Path, arguments: impl Iterator<Item = OsString>) -> Settings {
+    // A bare name was found through PATH; the file itself tells its folder then.
+    let folder = match called.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => Some(folder.to_path_buf()),
+        _ => std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf())),
+    };
+    let mut settings = Settings {
+        program: None,
+        shim_folder: folder,
+        arguments: without_handover(arguments),
+        port: PORT,
+        cgroup: None,
+        config: Config::default(),
+        problems: Vec::new(),
+    };
+    settings.load_config(Path::new(config::PATH));
+    settings
+}
+
+fn without_handover(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    arguments.filter(|argument| argument != RESUME_HANDOVER).collect()
+}
+
+impl Settings {
+    fn load_config(&mut self, path: &Path) {
+        let cmdline = Cmdline::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
+        let read = config::load(path, &cmdline);
+        self.config = read.value;
+        self.problems = read.problems;
+        if self.arguments.is_empty() {
+            self.arguments = without_handover(self.config.envd.arguments.iter().map(OsString::from));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(words: &[&str]) -> Settings {
+        match parse(words.iter().map(OsString::from)) {
+            Ok(Command::Run(settings)) => settings,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn arguments_behind_the_dashes_are_envds_own() {
+        let settings = run(&["envd-wrapper", "run", "--envd", "/opt/envd", "--", "-verbose", "--check"]);
+        assert_eq!(settings.program, Some("/opt/envd".into()));
+        assert_eq!(settings.arguments, ["-verbose", "--check"]);
+    }
+
+    #[test]
+    fn the_subcommand_may_be_left_out() {
+        assert_eq!(run(&["envd-wrapper"]).port, PORT);
+    }
+
+    #[test]
+    fn under_envds_name_everything_is_passed_on_but_a_handover() {
+        let settings = run(&["/usr/local/bin/envd", "-port", "1", "--resume-handover"]);
+        assert_eq!(settings.shim_folder, Some("/usr/local/bin".into()));
+        assert_eq!(settings.arguments, ["-port", "1"]);
+    }
+
+    #[test]
+    fn what_nobody_knows_is_refused_by_name() {
+        let error = parse(["envd-wrapper", "--frobnicate"].iter().map(OsString::from)).unwrap_err();
+        assert!(error.to_string().contains("--frobnicate"));
+    }
+}

@@ -1,0 +1,113 @@
+//! The report of a death: one line for people, one for machines.
+
+use std::time::Duration;
+
+use guest::cgroup::Tree;
+use guest::clock::Moment;
+use guest::control::ExitReport;
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+
+use crate::cleanup;
+
+/// What the cgroup's counters said when the life began.
+#[derive(Debug, Default)]
+pub(crate) struct Before {
+    oom_kills: Option<u64>,
+}
+
+/// Reads the counters.
+pub(crate) fn before() -> Before {
+    Before { oom_kills: cleanup::own_group().and_then(|group| Tree::default().oom_kills(&group)) }
+}
+
+/// What is known of the life that ended.
+#[derive(Debug)]
+pub(crate) struct Life<'a> {
+    pub(crate) pid: i32,
+    pub(crate) started: Moment,
+    pub(crate) before: &'a Before,
+    pub(crate) restarts: u64,
+    /// Why we ended it, where we did.
+    pub(crate) reason: Option<String>,
+    pub(crate) last_lines: Vec<String>,
+}
+
+/// Puts it all together.
+pub(crate) fn report(status: WaitStatus, life: Life<'_>, now: Moment) -> ExitReport {
+    let group = cleanup::own_group();
+    let tree = Tree::default();
+    let kills = group.as_deref().and_then(|group| tree.oom_kills(group));
+    let (status, signal, core) = how(status);
+    ExitReport {
+        service: "envd".to_owned(),
+        pid: life.pid,
+        status,
+        signal: signal.map(|signal| signal.as_str().to_owned()),
+        core,
+        oom: signal == Some(Signal::SIGKILL) && kills > life.before.oom_kills,
+        uptime_ms: now.saturating_sub(life.started).as_millis() as u64,
+        restarts: life.restarts,
+        peak_memory_bytes: group.as_deref().and_then(|group| tree.memory_peak(group)),
+        reason: life.reason,
+        last_lines: life.last_lines,
+        at_ns: now.as_nanos() as u64,
+    }
+}
+
+fn how(status: WaitStatus) -> (Option<i32>, Option<Signal>, bool) {
+    match status {
+        WaitStatus::Exited(_, code) => (Some(code), None, false),
+        WaitStatus::Signaled(_, signal, core) => (None, Some(signal), core),
+        _ => (None, None, false),
+    }
+}
+
+/// The line for people.
+pub(crate) fn describe(report: &ExitReport) -> String {
+    let how = match (&report.signal, report.status) {
+        (Some(signal), _) if report.oom => format!("was killed by the OOM killer ({signal})"),
+        (Some(signal), _) => format!("was ended by {signal}"),
+        (None, Some(code)) => format!("exited with status {code}"),
+        (None, None) => "ended".to_owned(),
+    };
+    let uptime = Duration::from_millis(report.uptime_ms).as_secs_f64();
+    let core = if report.core { ", core dumped" } else { "" };
+    let why = report.reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    format!("envd (pid {}) {how}{core} after {uptime:.3} s{why}", report.pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    fn died(status: WaitStatus, reason: Option<&str>) -> String {
+        let life = Life {
+            pid: 57,
+            started: Duration::from_secs(10),
+            before: &Before::default(),
+            restarts: 2,
+            reason: reason.map(str::to_owned),
+            last_lines: Vec::new(),
+        };
+        describe(&report(status, life, Duration::from_millis(13_250)))
+    }
+
+    #[test]
+    fn a_person_reads_how_when_and_why() {
+        let pid = Pid::from_raw(57);
+        assert_eq!(
+            died(WaitStatus::Exited(pid, 3), None),
+            "envd (pid 57) exited with status 3 after 3.250 s"
+        );
+        assert_eq!(
+            died(
+                WaitStatus::Signaled(pid, Signal::SIGQUIT, false),
+                Some("not listening 10 s after its start")
+            ),
+            "envd (pid 57) was ended by SIGQUIT after 3.250 s (not listening 10 s after its start)"
+        );
+    }
+}

@@ -1,0 +1,408 @@
+//! The loop: signals, envd's pipes, probes and deadlines go into the state machine, and its actions become deeds.
+
+use guest::clock::{self, Moment};
+use guest::control::{EnvdStatus, ExitReport};
+use guest::reactor::{Event as Wake, Interest, Reactor, ReactorError, Token};
+use guest::spawn::{self, Spawned};
+use guest::supervise::{Action, Event, Liveness, Machine, Policy, Readiness, State};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use tracing::{error, info, warn};
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use crate::args::Settings;
+use crate::choose;
+use crate::cleanup;
+use crate::death::{self, Before, Life};
+use crate::drain::{Flow, LastLines, Stream};
+use crate::probe::{Outcome, Probe};
+use crate::report::Reporter;
+use crate::world;
+
+/// From QUIT, which lets a Go program write what its goroutines do, to KILL.
+const DUMP_BOUND: Duration = Duration::from_secs(2);
+/// Shared by both streams.
+const BUFFER: usize = 64 * 1024;
+
+const STEPS: Token = 1;
+const STDOUT: Token = 2;
+const STDERR: Token = 3;
+const PROBE: Token = 4;
+const CONSOLE: Token = 5;
+
+/// Signals that end us; every other one is taken and passed over, never passed on (HUP would kill a Go program).
+const ENDING: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
+const PASSED_OVER: [Signal; 6] =
+    [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE, Signal::SIGALRM];
+
+/// One life of envd.
+#[derive(Debug)]
+struct Child {
+    pid: Pid,
+    steps: Option<OwnedFd>,
+    stdout: Option<Stream>,
+    stderr: Option<Stream>,
+    last: LastLines,
+    before: Before,
+}
+
+/// envd's supervisor.
+pub(crate) struct Supervisor {
+    settings: Settings,
+    reactor: Reactor,
+    machine: Machine,
+    reporter: Reporter,
+    child: Option<Child>,
+    probe: Option<Probe>,
+    status: EnvdStatus,
+    buffer: Vec<u8>,
+    console_watched: bool,
+    stopping: bool,
+    /// The last refusals said, so that they are said once and not at every start.
+    refusals: Vec<String>,
+}
+
+impl Supervisor {
+    pub(crate) fn new(settings: Settings) -> Result<Self, ReactorError> {
+        let signals: Vec<Signal> = ENDING.into_iter().chain(PASSED_OVER).chain([Signal::SIGCHLD]).collect();
+        Ok(Self {
+            reactor: Reactor::new(&signals)?,
+            machine: Machine::new(policy(&settings)),
+            reporter: Reporter::from_environment(clock::now()),
+            child: None,
+            probe: None,
+            status: unborn(),
+            buffer: vec![0; BUFFER],
+            console_watched: false,
+            stopping: false,
+            refusals: Vec::new(),
+            settings,
+        })
+    }
+
+    /// Runs until it was told to stop and envd has ended.
+    pub(crate) fn run(mut self) -> Result<(), ReactorError> {
+        self.feed(Event::Start);
+        while !(self.stopping && self.machine.state() == State::Stopped) {
+            for wake in self.reactor.wait(self.deadline())? {
+                match wake {
+                    Wake::Signal(received) => self.on_signal(received.signal),
+                    Wake::Io(ready) => self.on_ready(ready.token),
+                }
+            }
+            self.on_time();
+            self.watch_console();
+        }
+        info!("envd was stopped on request");
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        let now = clock::now();
+        let child = self.child.iter().flat_map(|child| child.stdout.iter().chain(&child.stderr));
+        let floods = child.filter_map(|stream| stream.deadline(now));
+        floods.chain(self.machine.deadline()).chain(self.reporter.deadline()).min()
+    }
+
+    fn on_signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::SIGCHLD => self.reap(),
+            signal if ENDING.contains(&signal) => self.stop(),
+            _ => {}
+        }
+    }
+
+    fn stop(&mut self) {
+        if std::mem::replace(&mut self.stopping, true) {
+            // Asked twice: final at once.
+            self.signal(Signal::SIGKILL);
+        }
+        self.reporter.stopping();
+        self.feed(Event::Stop);
+    }
+
+    fn on_ready(&mut self, token: Token) {
+        match token {
+            STEPS => self.read_steps(),
+            STDOUT | STDERR => self.drain(token),
+            PROBE => self.advance_probe(),
+            CONSOLE => guest::log::flush(),
+            _ => {}
+        }
+    }
+
+    fn on_time(&mut self) {
+        let now = clock::now();
+        self.reporter.tick(now);
+        if let Some(child) = &mut self.child {
+            for stream in [&mut child.stdout, &mut child.stderr].into_iter().flatten() {
+                stream.settle(now, &mut child.last);
+            }
+        }
+        if self.machine.deadline().is_some_and(|at| at <= now) {
+            self.feed(Event::Tick);
+        }
+    }
+
+    /// Watches a console that does not take its lines until it does.
+    fn watch_console(&mut self) {
+        let reactor = &self.reactor;
+        let watched = self.console_watched;
+        let wanted = guest::log::while_blocked(|device| match (device, watched) {
+            (Some(device), false) => reactor.add(device, CONSOLE, Interest::Write).is_ok(),
+            (Some(_), true) => true,
+            (None, _) => false,
+        });
+        if watched && wanted != Some(true) {
+            guest::log::with_device(|device| reactor.remove(device));
+        }
+        self.console_watched = wanted == Some(true);
+    }
+
+    fn feed(&mut self, event: Event) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let now = clock::now();
+            for action in self.machine.on(event, now) {
+                events.extend(self.act(action, now));
+            }
+        }
+    }
+
+    /// Does what the machine decided; what came of it at once is the next event.
+    fn act(&mut self, action: Action, now: Moment) -> Option<Event> {
+        match action {
+            Action::Spawn => return Some(self.spawn()),
+            Action::Signal(signal) => self.signal(signal),
+            Action::Probe => return self.begin_probe(),
+            Action::AbandonProbe => self.probe = None,
+            Action::Became(state, why) => self.became(state, why.as_deref(), now),
+        }
+        None
+    }
+
+    fn spawn(&mut self) -> Event {
+        let verdict = choose::choose(&self.settings.search());
+        let refusals: Vec<String> = verdict.refused().collect();
+        if refusals != self.refusals {
+            refusals.iter().for_each(|refusal| warn!("{refusal}"));
+            self.refusals = refusals;
+        }
+        let Some(path) = verdict.chosen() else {
+            error!("no envd to run; looked at {}", verdict.places());
+            return Event::SpawnFailed;
+        };
+        match spawn::spawn(&world::envd(path, &self.settings)) {
+            Ok(spawned) => {
+                self.status.program = path.display().to_string();
+                self.adopt(spawned);
+                Event::Spawned
+            }
+            Err(error) => {
+                error!("{error}");
+                Event::SpawnFailed
+            }
+        }
+    }
+
+    fn adopt(&mut self, spawned: Spawned) {
+        let child = Child {
+            pid: spawned.pid,
+            steps: Some(spawned.steps),
+            stdout: spawned.stdout.map(Stream::new),
+            stderr: spawned.stderr.map(Stream::new),
+            last: LastLines::default(),
+            before: death::before(),
+        };
+        let watch = |descriptor, token| {
+            if let Err(error) = self.reactor.add(descriptor, token, Interest::Read) {
+                warn!("{error}");
+            }
+        };
+        child.steps.iter().for_each(|steps| watch(std::os::fd::AsFd::as_fd(steps), STEPS));
+        child.stdout.iter().for_each(|stream| watch(stream.descriptor(), STDOUT));
+        child.stderr.iter().for_each(|stream| watch(stream.descriptor(), STDERR));
+        self.status.pid = Some(spawned.pid.as_raw());
+        self.child = Some(child);
+    }
+
+    fn read_steps(&mut self) {
+        let Some(child) = &mut self.child else { return };
+        let Some(pipe) = &child.steps else { return };
+        let steps = spawn::read_steps(pipe);
+        let program = std::path::Path::new(&self.status.program);
+        for failure in &steps.failures {
+            match failure.is_final() {
+                true => error!("envd {}", failure.describe(program)),
+                false => warn!("envd: {}", failure.describe(program)),
+            }
+        }
+        if steps.ended {
+            child.steps = None;
+            if !steps.failures.iter().any(spawn::Failure::is_final) {
+                let now = clock::now();
+                self.status.exec_ns = Some(now.as_nanos() as u64);
+                info!("envd started: {} (pid {})", self.status.program, child.pid);
+                self.feed(Event::Executed);
+            }
+        }
+    }
+
+    fn drain(&mut self, token: Token) {
+        let Some(child) = &mut self.child else { return };
+        let stream = if token == STDOUT { &mut child.stdout } else { &mut child.stderr };
+        let ended = stream
+            .as_mut()
+            .is_some_and(|open| open.drain(&mut self.buffer, clock::now(), &mut child.last) == Flow::Ended);
+        if ended {
+            // envd closed it; that is its own affair, and it may live on.
+            *stream = None;
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child {
+            // It was not reaped, so the number is still its own.
+            let _ = kill(child.pid, signal);
+        }
+    }
+
+    fn reap(&mut self) {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(_) => return,
+                Ok(status) => {
+                    if status.pid().is_some() && status.pid() == self.child.as_ref().map(|child| child.pid) {
+                        self.on_death(status);
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_death(&mut self, status: WaitStatus) {
+        // A failed exec is told by its pipe, which may be read after the death.
+        self.read_steps();
+        let Some(mut child) = self.child.take() else { return };
+        let now = clock::now();
+        for stream in [&mut child.stdout, &mut child.stderr].into_iter().flatten() {
+            stream.finish(&mut self.buffer, now, &mut child.last);
+        }
+        let life = Life {
+            pid: child.pid.as_raw(),
+            started: self.machine.started(),
+            before: &child.before,
+            restarts: self.machine.restarts(),
+            reason: self.machine.reason().map(str::to_owned),
+            last_lines: child.last.take(),
+        };
+        let report = death::report(status, life, now);
+        self.tell_death(&report);
+        let success = report.status == Some(0);
+        self.status.last_exit = Some(report);
+        self.status.pid = None;
+        (self.status.exec_ns, self.status.listening_ns, self.status.healthy_ns) = (None, None, None);
+        self.feed(Event::Exited { success });
+    }
+
+    fn tell_death(&self, report: &ExitReport) {
+        match self.stopping {
+            true => info!("{}", death::describe(report)),
+            false => warn!("{}", death::describe(report)),
+        }
+        if let Ok(json) = serde_json::to_string(report) {
+            guest::log::machine("exit", &json);
+        }
+        if let Some(line) = cleanup::sweep().describe() {
+            info!("{line}");
+        }
+    }
+
+    fn begin_probe(&mut self) -> Option<Event> {
+        match Probe::begin(self.settings.port) {
+            Ok(probe) => {
+                let watched = self.reactor.add(probe.descriptor(), PROBE, Interest::Write);
+                self.probe = Some(probe);
+                watched.err().map(|error| {
+                    warn!("{error}");
+                    Event::ProbeFailed(guest::supervise::ProbeFailure::TimedOut)
+                })
+            }
+            Err(failure) => Some(Event::ProbeFailed(failure)),
+        }
+    }
+
+    fn advance_probe(&mut self) {
+        let Some(probe) = &mut self.probe else { return };
+        match probe.advance() {
+            Outcome::Waiting => {}
+            Outcome::Accepted => {
+                let _ = self.reactor.modify(probe.descriptor(), PROBE, Interest::Read);
+                self.feed(Event::Listening);
+            }
+            Outcome::Healthy => {
+                self.probe = None;
+                self.feed(Event::Ready);
+            }
+            Outcome::Failed(failure) => {
+                self.probe = None;
+                self.feed(Event::ProbeFailed(failure));
+            }
+        }
+    }
+
+    fn became(&mut self, state: State, why: Option<&str>, now: Moment) {
+        self.status.state = state.as_str().to_owned();
+        self.status.restarts = self.machine.restarts();
+        let nanos = now.as_nanos() as u64;
+        match state {
+            State::Listening => self.status.listening_ns = Some(nanos),
+            State::Healthy => self.healthy(nanos),
+            State::Unhealthy => warn!("envd is unhealthy: {}", why.unwrap_or_default()),
+            State::Stopping if !self.stopping => warn!("ending envd: {}", why.unwrap_or_default()),
+            State::Backoff => info!("envd: {}", why.unwrap_or_default()),
+            _ => {}
+        }
+        self.reporter.changed(&self.status);
+    }
+
+    fn healthy(&mut self, nanos: u64) {
+        match self.status.healthy_ns.replace(nanos) {
+            Some(_) => info!("envd is healthy again"),
+            None => {
+                let exec = self.status.exec_ns.unwrap_or(nanos);
+                info!("envd is healthy, {:.3} s after exec", nanos.saturating_sub(exec) as f64 / 1e9);
+            }
+        }
+    }
+}
+
+fn unborn() -> EnvdStatus {
+    EnvdStatus {
+        program: String::new(),
+        version: None,
+        state: State::Stopped.as_str().to_owned(),
+        pid: None,
+        restarts: 0,
+        exec_ns: None,
+        listening_ns: None,
+        healthy_ns: None,
+        last_exit: None,
+    }
+}
+
+fn policy(settings: &Settings) -> Policy {
+    let config = &settings.config.envd;
+    let window = Duration::from_millis(config.liveness_window_ms);
+    Policy {
+        readiness: Readiness::Probe,
+        start_bound: Some(Duration::from_millis(config.start_timeout_ms)).filter(|bound| !bound.is_zero()),
+        liveness: settings.liveness_interval().map(|every| Liveness { every, failing_for: window }),
+        stop_bound: Duration::from_millis(config.stop_timeout_ms),
+        dump_bound: Some(DUMP_BOUND),
+        ..Policy::default()
+    }
+}

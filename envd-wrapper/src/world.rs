@@ -1,0 +1,102 @@
+//! The world envd lives in, as the platform's own unit makes it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use guest::spawn::{Limit, Output, Program, Resource};
+use nix::sys::signal::Signal;
+
+use crate::args::Settings;
+
+/// Set where the wrapper's own environment does not have them.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const TRACEBACK: &str = "all";
+/// The Go heap's soft limit: half of memory, at most this.
+const LARGEST_MEMORY_LIMIT_MIB: u64 = 512;
+const OPEN_FILES: (u64, u64) = (1024, 524_288);
+/// What belongs between us and our own supervisor, not to envd.
+const OURS: [&str; 9] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "MAINPID",
+    "FDSTORE",
+    "ENVD_WRAPPER_REEXECUTED",
+];
+
+/// envd as it is to be started.
+pub(crate) fn envd(path: &Path, settings: &Settings) -> Program {
+    Program {
+        path: path.to_path_buf(),
+        name: Some("envd".into()),
+        arguments: settings.arguments.clone(),
+        environment: environment(std::env::vars_os(), memory_mib()),
+        directory: Some(PathBuf::from("/")),
+        identity: None,
+        limits: vec![
+            Limit { resource: Resource::Core, soft: None, hard: None },
+            Limit { resource: Resource::OpenFiles, soft: Some(OPEN_FILES.0), hard: Some(OPEN_FILES.1) },
+        ],
+        nice: Some(-20),
+        io_priority: Some((1, 4)),
+        oom_score_adj: Some(-1000),
+        cgroup: settings.cgroup.clone(),
+        death_signal: Some(Signal::SIGKILL),
+        output: Output::Pipes,
+    }
+}
+
+/// Our own environment without what is ours, and with what envd needs.
+fn environment(
+    own: impl Iterator<Item = (OsString, OsString)>,
+    memory_mib: Option<u64>,
+) -> Vec<(OsString, OsString)> {
+    let mut variables: Vec<_> = own.filter(|(name, _)| !OURS.iter().any(|ours| name == ours)).collect();
+    let limit = memory_mib.map(|total| format!("{}MiB", (total / 2).min(LARGEST_MEMORY_LIMIT_MIB)));
+    let defaults =
+        [("PATH", Some(PATH.to_owned())), ("GOTRACEBACK", Some(TRACEBACK.to_owned())), ("GOMEMLIMIT", limit)];
+    for (name, value) in defaults {
+        if let Some(value) = value.filter(|_| !variables.iter().any(|(known, _)| known == name)) {
+            variables.push((name.into(), value.into()));
+        }
+    }
+    variables
+}
+
+/// Memory of the machine.
+fn memory_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variable(variables: &[(OsString, OsString)], name: &str) -> Option<String> {
+        let (_, value) = variables.iter().find(|(known, _)| known == name)?;
+        value.to_str().map(str::to_owned)
+    }
+
+    #[test]
+    fn the_memory_limit_is_half_of_memory_and_512_mib_at_most() {
+        let limit = |mib| variable(&environment([].into_iter(), Some(mib)), "GOMEMLIMIT");
+        assert_eq!(limit(256).as_deref(), Some("128MiB"));
+        assert_eq!(limit(8192).as_deref(), Some("512MiB"));
+    }
+
+    #[test]
+    fn a_units_own_environment_is_kept_and_the_supervisors_is_not() {
+        let own = [("GOMEMLIMIT", "99MiB"), ("NOTIFY_SOCKET", "/run/x"), ("EXTRA", "1")];
+        let own = own.into_iter().map(|(name, value)| (name.into(), value.into()));
+        let variables = environment(own, Some(512));
+        assert_eq!(variable(&variables, "GOMEMLIMIT").as_deref(), Some("99MiB"));
+        assert_eq!(variable(&variables, "EXTRA").as_deref(), Some("1"));
+        assert_eq!(variable(&variables, "NOTIFY_SOCKET"), None);
+        assert_eq!(variable(&variables, "PATH").as_deref(), Some(PATH));
+    }
+}
