@@ -50,7 +50,8 @@ impl Probe {
     }
 
     /// Whether it waits to write (else: to read).
-    pub(crate) const fn is_connecting(&self) -> bool {
+    #[cfg(test)]
+    const fn is_connecting(&self) -> bool {
         !self.asked
     }
 

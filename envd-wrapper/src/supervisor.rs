@@ -235,9 +235,10 @@ impl Supervisor {
         let steps = spawn::read_steps(pipe);
         let program = std::path::Path::new(&self.status.program);
         for failure in &steps.failures {
-            match failure.is_final() {
-                true => error!("envd {}", failure.describe(program)),
-                false => warn!("envd: {}", failure.describe(program)),
+            if failure.is_final() {
+                error!("envd {}", failure.describe(program));
+            } else {
+                warn!("envd: {}", failure.describe(program));
             }
         }
         if steps.ended {
@@ -309,9 +310,10 @@ impl Supervisor {
     }
 
     fn tell_death(&self, report: &ExitReport) {
-        match self.stopping {
-            true => info!("{}", death::describe(report)),
-            false => warn!("{}", death::describe(report)),
+        if self.stopping {
+            info!("{}", death::describe(report));
+        } else {
+            warn!("{}", death::describe(report));
         }
         if let Ok(json) = serde_json::to_string(report) {
             guest::log::machine("exit", &json);
