@@ -1,0 +1,442 @@
+//! The pump against scripted peers: every interleaving of ready, would block, closed and error that matters, first with
+//! peers that keep a half-close, then through an interposer that breaks it in both ways as Firecracker does.
+//!
+//! What is guarded: no byte of one direction is lost because the other ended; every connection comes to its end; an end
+//! is passed on exactly where the transport carries it.
+
+use std::{cell::RefCell, collections::VecDeque, io, rc::Rc};
+
+use vsock_relay::{
+    endpoint::HalfClose::{self, Broken, Kept},
+    pool::{Limits, Pool},
+    pump::{Phase, Pump, Side, Stream},
+};
+
+/// What one read gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Read {
+    Bytes(usize),
+    WouldBlock,
+    End,
+    Error(io::ErrorKind),
+}
+
+/// What one write does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Write {
+    Takes(usize),
+    WouldBlock,
+    Error(io::ErrorKind),
+}
+
+/// A peer that follows a script; reads and writes have one each. A script that has run out repeats its last entry.
+#[derive(Debug, Default)]
+struct Fake {
+    reads: VecDeque<Read>,
+    writes: VecDeque<Write>,
+    sent: Vec<u8>,
+    received: Vec<u8>,
+    told: usize,
+}
+
+impl Fake {
+    fn new(reads: &[Read], writes: &[Write]) -> Self {
+        Self { reads: reads.iter().copied().collect(), writes: writes.iter().copied().collect(), ..Self::default() }
+    }
+}
+
+fn next<T: Copy>(script: &mut VecDeque<T>, last: T) -> T {
+    if script.len() > 1 { script.pop_front().unwrap_or(last) } else { script.front().copied().unwrap_or(last) }
+}
+
+impl Stream for Fake {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let is_last = self.reads.len() == 1;
+        match next(&mut self.reads, Read::WouldBlock) {
+            Read::Bytes(count) => {
+                let from = self.sent.len();
+                for (offset, byte) in buffer[..count].iter_mut().enumerate() {
+                    *byte = ((from + offset) % 251) as u8;
+                }
+                self.sent.extend_from_slice(&buffer[..count]);
+                if is_last {
+                    self.reads = [Read::WouldBlock].into();
+                }
+                Ok(count)
+            }
+            Read::WouldBlock => Err(io::ErrorKind::WouldBlock.into()),
+            Read::End => Ok(0),
+            Read::Error(kind) => Err(kind.into()),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match next(&mut self.writes, Write::Takes(usize::MAX)) {
+            Write::Takes(count) => {
+                let count = count.min(bytes.len());
+                self.received.extend_from_slice(&bytes[..count]);
+                Ok(count)
+            }
+            Write::WouldBlock => Err(io::ErrorKind::WouldBlock.into()),
+            Write::Error(kind) => Err(kind.into()),
+        }
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.told += 1;
+        Ok(())
+    }
+}
+
+fn pool() -> Pool {
+    Pool::new(Limits { lent: 4, kept: 4 })
+}
+
+/// Turns with everything ready until nothing changes any more.
+fn settle(pump: &mut Pump, client: &mut impl Stream, target: &mut impl Stream) -> Phase {
+    let mut pool = pool();
+    let mut phase = Phase::Open;
+    for _ in 0..64 {
+        for side in [Side::Client, Side::Target] {
+            pump.set_readable(side);
+            pump.set_writable(side);
+        }
+        phase = pump.turn(client, target, &mut pool);
+        if phase == Phase::Done {
+            break;
+        }
+    }
+    phase
+}
+
+fn run(rules: (HalfClose, HalfClose), client: &mut Fake, target: &mut Fake) -> (Phase, Pump) {
+    let mut pump = Pump::new(rules.0, rules.1);
+    let phase = settle(&mut pump, client, target);
+    (phase, pump)
+}
+
+const RULES: [(HalfClose, HalfClose); 4] = [(Kept, Kept), (Kept, Broken), (Broken, Kept), (Broken, Broken)];
+const SMALL: Read = Read::Bytes(100);
+const ALL: Write = Write::Takes(usize::MAX);
+
+#[test]
+fn bytes_flow_both_ways_and_both_ends_end_it() {
+    for rules in RULES {
+        let mut client = Fake::new(&[SMALL, Read::End], &[ALL]);
+        let mut target = Fake::new(&[SMALL, SMALL, Read::End], &[ALL]);
+        let (phase, _) = run(rules, &mut client, &mut target);
+        assert_eq!(phase, Phase::Done, "{rules:?}");
+        assert_eq!(client.sent, target.received);
+        assert_eq!(target.sent, client.received);
+    }
+}
+
+#[test]
+fn the_clients_end_is_told_only_where_half_close_is_kept_and_the_answer_still_comes() {
+    for (rule, told, phase) in [(Kept, 1, Phase::HalfOpen), (Broken, 0, Phase::Draining)] {
+        let mut client = Fake::new(&[SMALL, Read::End], &[ALL]);
+        let mut target = Fake::new(&[Read::WouldBlock], &[ALL]);
+        let mut pump = Pump::new(Kept, rule);
+        assert_eq!(settle(&mut pump, &mut client, &mut target), phase);
+        assert_eq!(target.told, told);
+        // The answer comes late, after the client's end.
+        target.reads = [SMALL, SMALL, Read::End].into();
+        assert_eq!(settle(&mut pump, &mut client, &mut target), Phase::Done);
+        assert_eq!(client.received.len(), 200);
+        assert_eq!(client.told, 1);
+    }
+}
+
+#[test]
+fn the_targets_end_closes_a_client_behind_firecracker_after_the_last_byte() {
+    let mut client = Fake::new(&[Read::WouldBlock], &[Write::Takes(30), Write::WouldBlock]);
+    let mut target = Fake::new(&[SMALL, Read::End], &[ALL]);
+    let mut pump = Pump::new(Broken, Kept);
+    assert_eq!(settle(&mut pump, &mut client, &mut target), Phase::Open, "70 bytes are still owed");
+    client.writes = [ALL].into();
+    assert_eq!(settle(&mut pump, &mut client, &mut target), Phase::Done);
+    assert_eq!(client.received, target.sent);
+    assert_eq!(client.told, 0);
+}
+
+#[test]
+fn an_early_answer_reaches_a_client_that_is_still_sending() {
+    // The target answers 413 and closes: our writes to it fail while its last bytes are still to be read.
+    for kind in [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset, io::ErrorKind::NotConnected] {
+        let mut client = Fake::new(&[SMALL, SMALL, SMALL, Read::WouldBlock], &[ALL]);
+        let mut target =
+            Fake::new(&[Read::WouldBlock, SMALL, Read::End], &[Write::Takes(50), Write::Error(kind)]);
+        let (phase, _) = run((Kept, Kept), &mut client, &mut target);
+        assert_eq!(client.received, target.sent);
+        assert_eq!(client.told, 1);
+        assert_eq!(phase, Phase::Lingering, "the client may still be sending");
+        assert!(phase.limit().is_some());
+    }
+}
+
+#[test]
+fn an_upload_reaches_the_target_though_the_client_takes_no_answer() {
+    let mut client = Fake::new(&[SMALL, SMALL, Read::End], &[Write::Error(io::ErrorKind::BrokenPipe)]);
+    let mut target = Fake::new(&[SMALL, Read::WouldBlock], &[ALL]);
+    run((Kept, Kept), &mut client, &mut target);
+    assert_eq!(client.sent, target.received);
+}
+
+#[test]
+fn a_lost_client_ends_it_after_what_it_had_sent() {
+    for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::NotConnected] {
+        let mut client = Fake::new(&[SMALL, Read::Error(kind)], &[Write::Error(kind)]);
+        let mut target = Fake::new(&[Read::WouldBlock], &[Write::Takes(10), Write::WouldBlock, ALL]);
+        let (phase, _) = run((Broken, Broken), &mut client, &mut target);
+        assert_eq!(phase, Phase::Done);
+        assert_eq!(target.received, client.sent);
+    }
+}
+
+#[test]
+fn a_lost_target_ends_it_after_what_it_had_sent() {
+    for rules in RULES {
+        let reset = io::ErrorKind::ConnectionReset;
+        let mut client = Fake::new(&[SMALL, Read::WouldBlock], &[Write::Takes(10), Write::WouldBlock, ALL]);
+        let mut target = Fake::new(&[SMALL, Read::Error(reset)], &[ALL]);
+        let (phase, _) = run(rules, &mut client, &mut target);
+        assert!(matches!(phase, Phase::Done | Phase::Lingering), "{rules:?}: {phase:?}");
+        assert_eq!(client.received, target.sent);
+    }
+}
+
+#[test]
+fn every_interleaving_of_short_scripts_delivers_in_order_and_ends() {
+    let reads = [Read::Bytes(1), Read::Bytes(700), Read::WouldBlock];
+    let writes = [ALL, Write::Takes(1), Write::Takes(333), Write::WouldBlock];
+    let mut tried = 0;
+    for rules in RULES {
+        for script in 0..(3usize.pow(3) * 4usize.pow(3)) {
+            let (read_script, write_script) = (script % 27, script / 27);
+            let up: Vec<Read> = digits(read_script, 3, 3).map(|d| reads[d]).chain([Read::End]).collect();
+            let down: Vec<Read> = digits(26 - read_script, 3, 3).map(|d| reads[d]).chain([Read::End]).collect();
+            let takes: Vec<Write> = digits(write_script, 4, 3).map(|d| writes[d]).chain([ALL]).collect();
+            let mut client = Fake::new(&up, &takes);
+            let mut target = Fake::new(&down, &takes);
+            let (phase, pump) = run(rules, &mut client, &mut target);
+            assert_eq!(phase, Phase::Done, "{rules:?} {up:?} {down:?} {takes:?}");
+            assert_eq!(client.received, target.sent, "{rules:?} {up:?} {down:?} {takes:?}");
+            // Behind a transport without half-close the target's end is a full one: what the client sent later is moot.
+            if rules == (Kept, Kept) {
+                assert_eq!(target.received, client.sent, "{up:?} {takes:?}");
+            }
+            assert_eq!(pump.down().moved(), client.received.len() as u64);
+            tried += 1;
+        }
+    }
+    assert_eq!(tried, 4 * 27 * 64);
+}
+
+fn digits(number: usize, base: usize, count: u32) -> impl Iterator<Item = usize> {
+    (0..count).map(move |place| number / base.pow(place) % base)
+}
+
+#[test]
+fn a_direction_at_rest_holds_no_buffer_and_a_slow_sink_holds_one() {
+    let mut pool = Pool::new(Limits { lent: 1, kept: 1 });
+    let mut pump = Pump::new(Kept, Kept);
+    let mut client = Fake::new(&[SMALL, Read::WouldBlock], &[ALL]);
+    let mut target = Fake::new(&[Read::WouldBlock], &[Write::WouldBlock]);
+    for side in [Side::Client, Side::Target] {
+        pump.set_readable(side);
+        pump.set_writable(side);
+    }
+    pump.turn(&mut client, &mut target, &mut pool);
+    assert!(pump.interest().target_write && !pump.interest().client_read, "no reading ahead of a slow sink");
+    assert_eq!(pool.take().len(), vsock_relay::pool::SMALL, "the one large buffer is with the slow direction");
+    target.writes = [ALL].into();
+    pump.set_writable(Side::Target);
+    pump.turn(&mut client, &mut target, &mut pool);
+    assert!(pump.interest().client_read);
+    assert_eq!(pool.take().len(), vsock_relay::pool::LARGE);
+}
+
+#[test]
+fn what_no_target_took_goes_to_the_next_one_and_what_one_took_never_does() {
+    let mut pump = Pump::new(Kept, Kept);
+    let mut client = Fake::new(&[SMALL, Read::WouldBlock], &[ALL]);
+    let mut refusing = Fake::new(&[Read::WouldBlock], &[Write::Error(io::ErrorKind::ConnectionReset)]);
+    settle(&mut pump, &mut client, &mut refusing);
+    assert!(pump.target_ended() && pump.is_untouched() && !pump.client_has_left());
+    pump.retarget();
+    let mut next = Fake::new(&[SMALL, Read::End], &[Write::Takes(40), Write::Error(io::ErrorKind::ConnectionReset)]);
+    settle(&mut pump, &mut client, &mut next);
+    assert_eq!(next.received[..], client.sent[..40]);
+    assert!(!pump.is_untouched(), "40 bytes have been seen by a target");
+}
+
+#[test]
+fn a_turn_is_bounded_and_says_that_there_is_more() {
+    /// Never runs dry.
+    struct Endless;
+    impl Stream for Endless {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            Ok(buffer.len())
+        }
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut pump = Pump::new(Kept, Kept);
+    pump.set_readable(Side::Client);
+    pump.set_writable(Side::Target);
+    assert_eq!(pump.turn(&mut Endless, &mut Endless, &mut pool()), Phase::Open);
+    assert!(pump.is_runnable());
+}
+
+/// One direction of a pipe in memory.
+#[derive(Debug, Default)]
+struct Pipe {
+    bytes: VecDeque<u8>,
+    ended: bool,
+    reset: bool,
+}
+
+/// The host's end and the guest's end of one connection through a VMM that behaves as Firecracker: a half-close of the
+/// host ends both halves in the guest and drops what the guest still sends; one of the guest never reaches the host.
+#[derive(Debug, Default)]
+struct Vmm {
+    to_guest: Pipe,
+    to_host: Pipe,
+}
+
+struct HostEnd(Rc<RefCell<Vmm>>);
+struct GuestEnd(Rc<RefCell<Vmm>>);
+
+fn read_pipe(pipe: &mut Pipe, buffer: &mut [u8]) -> io::Result<usize> {
+    if pipe.bytes.is_empty() {
+        return if pipe.ended { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
+    }
+    let count = buffer.len().min(pipe.bytes.len()).min(1000);
+    pipe.bytes.drain(..count).zip(buffer).for_each(|(byte, place)| *place = byte);
+    Ok(count)
+}
+
+fn write_pipe(pipe: &mut Pipe, bytes: &[u8]) -> io::Result<usize> {
+    if pipe.reset {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    let room = 1500usize.saturating_sub(pipe.bytes.len()).min(bytes.len());
+    if room == 0 {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    pipe.bytes.extend(&bytes[..room]);
+    Ok(room)
+}
+
+impl Stream for HostEnd {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        read_pipe(&mut self.0.borrow_mut().to_host, buffer)
+    }
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        write_pipe(&mut self.0.borrow_mut().to_guest, bytes)
+    }
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        let mut vmm = self.0.borrow_mut();
+        vmm.to_guest.ended = true;
+        vmm.to_host.reset = true;
+        Ok(())
+    }
+}
+
+impl Stream for GuestEnd {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        read_pipe(&mut self.0.borrow_mut().to_guest, buffer)
+    }
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        write_pipe(&mut self.0.borrow_mut().to_host, bytes)
+    }
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl GuestEnd {
+    /// A full close: the host reads what is there, and then the end.
+    fn close(&self) {
+        let mut vmm = self.0.borrow_mut();
+        vmm.to_host.ended = true;
+        vmm.to_guest.reset = true;
+    }
+}
+
+/// Bridge and relay with the VMM between them, as it is in the field; the pumps of both are driven in turn.
+fn through_firecracker(client: &mut Fake, envd: &mut Fake) {
+    let vmm = Rc::new(RefCell::new(Vmm::default()));
+    let mut bridge = Pump::new(Kept, Broken);
+    let mut relay = Pump::new(Broken, Kept);
+    let (mut host, mut guest) = (HostEnd(Rc::clone(&vmm)), GuestEnd(vmm));
+    let mut relay_open = true;
+    for _ in 0..10_000 {
+        let bridge_phase = settle_once(&mut bridge, client, &mut host);
+        if relay_open && settle_once(&mut relay, &mut guest, envd) == Phase::Done {
+            guest.close();
+            relay_open = false;
+        }
+        if bridge_phase == Phase::Done {
+            return;
+        }
+        if !relay_open && matches!(bridge_phase, Phase::Lingering) {
+            // Bounded in time in the field.
+            return;
+        }
+    }
+    panic!("neither side came to an end");
+}
+
+fn settle_once(pump: &mut Pump, client: &mut impl Stream, target: &mut impl Stream) -> Phase {
+    for side in [Side::Client, Side::Target] {
+        pump.set_readable(side);
+        pump.set_writable(side);
+    }
+    pump.turn(client, target, &mut pool())
+}
+
+#[test]
+fn through_firecracker_an_answer_survives_the_clients_half_close() {
+    let mut client = Fake::new(&[Read::Bytes(5000), Read::End], &[ALL]);
+    let mut envd = Fake::new(
+        &[Read::WouldBlock, Read::WouldBlock, Read::WouldBlock, Read::Bytes(60_000), Read::Bytes(7), Read::End],
+        &[ALL],
+    );
+    through_firecracker(&mut client, &mut envd);
+    assert_eq!(envd.received, client.sent);
+    assert_eq!(client.received, envd.sent);
+    assert_eq!(client.told, 1, "the client sees the end that Firecracker hides");
+}
+
+#[test]
+fn through_firecracker_an_early_answer_reaches_a_client_that_still_sends() {
+    let sending = [Read::Bytes(4000); 40];
+    let mut client = Fake::new(&[&sending[..], &[Read::WouldBlock]].concat(), &[ALL]);
+    let mut envd = Fake::new(
+        &[Read::WouldBlock, Read::Bytes(300), Read::End],
+        &[Write::Takes(500), Write::Error(io::ErrorKind::ConnectionReset)],
+    );
+    through_firecracker(&mut client, &mut envd);
+    assert_eq!(client.received, envd.sent);
+    assert_eq!(client.told, 1);
+}
+
+#[test]
+fn through_firecracker_every_interleaving_delivers_the_answer_whole() {
+    let reads = [Read::Bytes(1), Read::Bytes(2900), Read::WouldBlock];
+    let writes = [ALL, Write::Takes(1), Write::Takes(333), Write::WouldBlock];
+    for script in 0..(27 * 64) {
+        let up: Vec<Read> = digits(script % 27, 3, 3).map(|d| reads[d]).chain([Read::End]).collect();
+        let down: Vec<Read> = digits(26 - script % 27, 3, 3).map(|d| reads[d]).chain([Read::End]).collect();
+        let takes: Vec<Write> = digits(script / 27, 4, 3).map(|d| writes[d]).chain([ALL]).collect();
+        let mut client = Fake::new(&up, &takes);
+        let mut envd = Fake::new(&down, &takes);
+        through_firecracker(&mut client, &mut envd);
+        assert_eq!(client.received, envd.sent, "{up:?} {down:?} {takes:?}");
+    }
+}
