@@ -285,6 +285,8 @@ pub fn builtin() -> Vec<(&'static str, &'static str)> {
         ("envd", include_str!("../../services/envd.toml")),
         ("relay", include_str!("../../services/relay.toml")),
         ("seed-certs", include_str!("../../services/seed-certs.toml")),
+        ("tmp", include_str!("../../services/tmp.toml")),
+        ("tmpfiles", include_str!("../../services/tmpfiles.toml")),
     ]
 }
 

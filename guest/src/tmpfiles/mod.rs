@@ -15,6 +15,7 @@
 //! would remove it again, and it keeps users from logging in.
 
 mod apply;
+pub mod command;
 mod glob;
 mod line;
 mod order;
