@@ -23,4 +23,5 @@ pub mod script;
 pub mod source;
 pub mod tools;
 pub mod tree;
+pub mod units;
 pub mod workdir;

@@ -61,25 +61,25 @@ impl Files for Image {
 }
 
 #[cfg(test)]
-pub(super) mod fake {
+pub(crate) mod fake {
     use std::collections::BTreeMap;
 
     use super::{Error, Files};
 
     /// Files and links by path. Links are followed as a whole only, which is enough for the trees of these tests.
     #[derive(Debug, Default)]
-    pub(in crate::keep) struct FakeFiles {
+    pub(crate) struct FakeFiles {
         files: BTreeMap<String, Vec<u8>>,
         links: BTreeMap<String, String>,
     }
 
     impl FakeFiles {
-        pub(in crate::keep) fn file(mut self, path: &str, contents: &str) -> Self {
+        pub(crate) fn file(mut self, path: &str, contents: &str) -> Self {
             self.files.insert(path.into(), contents.into());
             self
         }
 
-        pub(in crate::keep) fn to(mut self, path: &str, target: &str) -> Self {
+        pub(crate) fn to(mut self, path: &str, target: &str) -> Self {
             self.links.insert(path.into(), target.into());
             self
         }

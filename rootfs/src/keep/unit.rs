@@ -4,7 +4,7 @@ use super::files::Files;
 use crate::ext4::Error;
 
 /// Where units are looked for, the one that wins first (systemd.unit(5); transient and generated ones are not in an image).
-const UNIT_FOLDERS: [&str; 5] = [
+pub(crate) const UNIT_FOLDERS: [&str; 5] = [
     "/etc/systemd/system",
     "/usr/local/lib/systemd/system",
     "/lib/systemd/system",
@@ -59,7 +59,22 @@ pub fn is_wanted(files: &impl Files, name: &str) -> Result<bool, Error> {
     Ok(false)
 }
 
-fn find(files: &impl Files, name: &str) -> Result<Option<String>, Error> {
+/// Where a unit's file is; an instance (`name@x.service`) without one of its own has the template's.
+pub(crate) fn find(files: &impl Files, name: &str) -> Result<Option<String>, Error> {
+    if let Some(path) = find_exactly(files, name)? {
+        return Ok(Some(path));
+    }
+    template(name).map_or(Ok(None), |template| find_exactly(files, &template))
+}
+
+/// `name@.service` for `name@x.service`.
+pub(crate) fn template(name: &str) -> Option<String> {
+    let (prefix, rest) = name.split_once('@')?;
+    let (instance, kind) = rest.rsplit_once('.')?;
+    (!instance.is_empty()).then(|| format!("{prefix}@.{kind}"))
+}
+
+fn find_exactly(files: &impl Files, name: &str) -> Result<Option<String>, Error> {
     for folder in UNIT_FOLDERS {
         let path = format!("{folder}/{name}");
         if files.link(&path)?.is_some() || files.exists(&path)? {
@@ -73,7 +88,8 @@ fn find(files: &impl Files, name: &str) -> Result<Option<String>, Error> {
 fn drop_ins(files: &impl Files, name: &str, skip: &str) -> Result<Vec<String>, Error> {
     let kind = name.rsplit('.').next().unwrap_or_default();
     let mut found = std::collections::BTreeMap::new();
-    for suffix in [format!("{name}.d"), format!("{kind}.d")] {
+    let template = template(name).map(|template| format!("{template}.d"));
+    for suffix in [Some(format!("{name}.d")), template, Some(format!("{kind}.d"))].into_iter().flatten() {
         for folder in UNIT_FOLDERS {
             let folder = format!("{folder}/{suffix}");
             for file in files.names(&folder)? {

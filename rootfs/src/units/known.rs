@@ -1,0 +1,139 @@
+//! Units that are known by name: what we ship a definition for, and what PID 1 covers.
+
+use crate::{ext4::Error, keep::files::Files, keep::unit};
+
+macro_rules! shipped {
+    ($name:literal) => {
+        include_str!(concat!("../../overlay/services.d/", $name, ".toml"))
+    };
+}
+
+/// Service, its file, and the units that it stands for.
+pub(super) const SHIPPED: &[(&str, &str, &[&str])] = &[
+    ("chronyd", shipped!("chronyd"), &["chrony.service", "chronyd.service"]),
+    ("cron", shipped!("cron"), &["cron.service", "crond.service"]),
+    ("dbus", shipped!("dbus"), &["dbus.service", "dbus.socket"]),
+    (
+        "getty",
+        shipped!("getty"),
+        &["serial-getty@ttyS0.service", "console-getty.service", "getty@tty1.service"],
+    ),
+    // The freeze exempts `system.slice/rpcbind.service` by name.
+    ("rpcbind.service", shipped!("rpcbind.service"), &["rpcbind.service", "rpcbind.socket"]),
+    ("sshd", shipped!("sshd"), &["ssh.service", "sshd.service", "ssh.socket"]),
+];
+
+/// The definition that stands for a unit.
+pub(super) fn shipped_for(unit: &str) -> Option<&'static str> {
+    SHIPPED.iter().find(|(_, _, units)| units.contains(&unit)).map(|(name, ..)| *name)
+}
+
+/// Whether one of the units is there at all. A getty's always is; it never starts by itself.
+pub(super) fn is_installed(files: &impl Files, units: &[&str]) -> Result<bool, Error> {
+    for unit in units.iter().filter(|unit| !unit.contains("getty")) {
+        if unit::find(files, unit)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// How PID 1 covers a unit; names may end in `*`.
+pub(super) fn covered(name: &str) -> Option<&'static str> {
+    COVERED.iter().find(|(pattern, _)| matches(pattern, name)).map(|(_, how)| *how)
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        Some((begin, end)) => {
+            name.len() >= begin.len() + end.len() && name.starts_with(begin) && name.ends_with(end)
+        }
+        None => pattern == name,
+    }
+}
+
+const NOTHING: &str = "means nothing without systemd";
+
+const COVERED: &[(&str, &str)] = &[
+    ("envd.service", "envd runs under envd-wrapper"),
+    ("envd-init-relay.service", "the relay is a service of PID 1"),
+    ("systemd-journal*", "what services print goes to the log ring (envdctl logs)"),
+    ("syslog.socket", "what services print goes to the log ring (envdctl logs)"),
+    ("systemd-udev*", "the kernel makes the device nodes; sandboxes have no hotplug"),
+    ("systemd-hwdb-update.service", "the kernel makes the device nodes; sandboxes have no hotplug"),
+    ("udev.service", "the kernel makes the device nodes; sandboxes have no hotplug"),
+    ("systemd-tmpfiles-setup*", "PID 1 has tmpfiles.d applied"),
+    ("systemd-sysusers.service", "PID 1 has sysusers.d applied"),
+    ("systemd-sysctl.service", "PID 1 applies sysctl.d"),
+    ("procps.service", "PID 1 applies sysctl.d"),
+    ("systemd-random-seed.service", "PID 1 seeds the kernel from a source that differs for each clone"),
+    ("systemd-machine-id-commit.service", "PID 1 makes a missing machine-id"),
+    ("systemd-networkd*", "PID 1 sets up eth0"),
+    ("systemd-network-generator.service", "PID 1 sets up eth0"),
+    ("networking.service", "PID 1 sets up lo and eth0"),
+    ("ifupdown-*", "PID 1 sets up lo and eth0"),
+    ("systemd-remount-fs.service", "the kernel mounts the root writable"),
+    ("systemd-fsck*", "images are checked when they are baked"),
+    ("-.mount", "the kernel mounts the root"),
+    ("dev-hugepages.mount", "PID 1 mounts it"),
+    ("dev-mqueue.mount", "PID 1 mounts it"),
+    ("sys-*.mount", "PID 1 mounts it where the kernel has it"),
+    ("run-*.mount", NOTHING),
+    ("proc-sys-fs-binfmt_misc.*", "the platform's kernel has no binfmt_misc"),
+    ("systemd-binfmt.service", "the platform's kernel has no binfmt_misc"),
+    ("systemd-modules-load.service", "the platform's kernel has no modules"),
+    ("kmod-static-nodes.service", "the platform's kernel has no modules"),
+    ("modprobe@*", "the platform's kernel has no modules"),
+    ("kmod.service", "the platform's kernel has no modules"),
+    ("getty-static.service", "a getty runs on request only (systemctl start getty)"),
+    ("getty@*", "a getty runs on request only (systemctl start getty)"),
+    ("autovt@*", "a getty runs on request only (systemctl start getty)"),
+    ("serial-getty@*", "a getty runs on request only (systemctl start getty)"),
+    ("systemd-logind*", "sandboxes have no seats and no login sessions"),
+    ("systemd-user-sessions.service", "logins are never held back"),
+    ("systemd-vconsole-setup.service", "sandboxes have no screen"),
+    ("console-setup.service", "sandboxes have no screen"),
+    ("keyboard-setup.service", "sandboxes have no screen"),
+    ("systemd-update-*", NOTHING),
+    ("systemd-firstboot.service", NOTHING),
+    ("systemd-pcrphase*", NOTHING),
+    ("systemd-pstore.service", NOTHING),
+    ("systemd-repart.service", NOTHING),
+    ("systemd-growfs*", NOTHING),
+    ("systemd-initctl.socket", NOTHING),
+    ("systemd-ask-password-*", NOTHING),
+    ("systemd-boot-*", NOTHING),
+    ("systemd-quotacheck.service", NOTHING),
+    ("ldconfig.service", NOTHING),
+    ("initrd-*", NOTHING),
+    ("e2scrub_reap.service", "sandboxes have no LVM"),
+    ("lvm2-*", "sandboxes have no LVM"),
+    ("dm-event.*", "sandboxes have no LVM"),
+    ("first-boot-complete.target", NOTHING),
+];
+
+/// Lost for reasons that their files do not tell.
+pub(super) fn lost(name: &str) -> Option<&'static str> {
+    const LOST: &[(&str, &str)] = &[
+        (
+            "docker.service",
+            "dockerd takes its socket from systemd (-H fd://) and needs containerd, bridges and cgroup delegation",
+        ),
+        ("docker.socket", "it hands dockerd its socket"),
+        (
+            "containerd.service",
+            "it needs cgroup delegation by systemd and modules that the platform's kernel does not have",
+        ),
+        (
+            "systemd-resolved.service",
+            "names are looked up as /etc/resolv.conf says; where that leads to 127.0.0.53, put real servers into it",
+        ),
+        ("systemd-timesyncd.service", "the clock is set from /dev/ptp0 at boot; install chrony to keep it"),
+        ("NetworkManager.service", "PID 1 sets up eth0; nothing else is configured"),
+        (
+            "rsyslog.service",
+            "nothing passes it what services print; programs that write to /dev/log find no listener",
+        ),
+    ];
+    LOST.iter().find(|(unit, _)| *unit == name).map(|(_, why)| *why)
+}

@@ -1,0 +1,222 @@
+//! Surveys of small trees.
+
+use guest::service::Service;
+
+use super::*;
+use crate::keep::files::fake::FakeFiles;
+
+const WANTS: &str = "/etc/systemd/system/multi-user.target.wants";
+
+fn image() -> FakeFiles {
+    let target = |requires: &str| format!("[Unit]\nRequires={requires}\n");
+    FakeFiles::default()
+        .to("/sbin/init", "/usr/lib/systemd/systemd")
+        .file("/usr/lib/systemd/systemd", "")
+        .to("/usr/lib/systemd/system/default.target", "graphical.target")
+        .file("/usr/lib/systemd/system/graphical.target", &target("multi-user.target"))
+        .file("/usr/lib/systemd/system/multi-user.target", &target("basic.target"))
+        .file("/usr/lib/systemd/system/basic.target", "[Unit]\n")
+        .file("/usr/bin/web", "")
+        .file("/usr/bin/check", "")
+}
+
+fn with(files: FakeFiles, name: &str, text: &str) -> FakeFiles {
+    let path = format!("/usr/lib/systemd/system/{name}");
+    files.file(&path, text).to(&format!("{WANTS}/{name}"), &path)
+}
+
+fn verdict(survey: &Survey, unit: &str) -> Verdict {
+    survey
+        .reports
+        .iter()
+        .find(|report| report.unit == unit)
+        .unwrap_or_else(|| panic!("{unit}"))
+        .verdict
+        .clone()
+}
+
+fn service(survey: &Survey, name: &str) -> Service {
+    let (_, text) = survey.services.iter().find(|(found, _)| found == name).unwrap();
+    let read = Service::parse(name, text);
+    assert_eq!(read.problems, [""; 0], "{text}");
+    read.value
+}
+
+fn lost(unit: &str) -> String {
+    let survey = survey(&with(image(), "x.service", unit)).unwrap();
+    match verdict(&survey, "x.service") {
+        Verdict::Lost { why } => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_simple_service_is_turned_with_all_that_is_in_the_subset() {
+    let text = "[Unit]\nDescription=A web server\nAfter=network.target other.service\n[Service]\nType=exec\n\
+        ExecStart=/usr/bin/web --dir \"/srv/a b\" -n %n\nEnvironment=A=1 \"B=two words\"\nUser=www\nGroup=www\n\
+        WorkingDirectory=/srv\nRestart=on-failure\nRestartSec=3\nNice=5\nOOMScoreAdjust=-100\nLimitNOFILE=1024:64K\n\
+        LimitCORE=infinity\nTimeoutStopSec=1min 30s\nProtectSystem=full\nCPUWeight=50\n[Install]\nWantedBy=multi-user.target\n";
+    let files =
+        with(with(image(), "web.service", text), "other.service", "[Service]\nExecStart=web\nRestart=no\n");
+    let survey = survey(&files).unwrap();
+    let Verdict::Convertible { dropped, .. } = verdict(&survey, "web.service") else { panic!() };
+    assert_eq!(dropped, ["TimeoutStopSec=1min 30s: 5 s", "ProtectSystem=full: confinement"]);
+    let web = service(&survey, "web");
+    assert_eq!(web.command, ["/usr/bin/web", "--dir", "/srv/a b", "-n", "web.service"]);
+    assert_eq!((web.user.as_deref(), web.nice, web.oom_score_adj), (Some("www"), 5, -100));
+    assert_eq!(web.environment["B"], "two words");
+    assert_eq!(web.after, ["other", "tmpfiles"]);
+    assert_eq!(web.backoff.min_ms, 3_000);
+    assert_eq!(web.limits.open_files.unwrap().hard, 65_536);
+    assert_eq!(service(&survey, "other").restart, guest::service::Restart::Never);
+}
+
+#[test]
+fn what_toml_has_no_keys_for_goes_through_launch() {
+    let text = "[Service]\nType=forking\nPIDFile=/var/run/web.pid\nExecStartPre=-+/usr/bin/check -q 'a b'\n\
+        ExecStart=@/usr/bin/web webd $OPTS\nEnvironmentFile=-/etc/default/web\nRuntimeDirectory=web web/x\nRuntimeDirectoryMode=2755\n\
+        User=web\nUMask=007\n";
+    let web = service(&survey(&with(image(), "web.service", text)).unwrap(), "web");
+    let expected = [
+        "/usr/lib/envd-init/init",
+        "launch",
+        "--user",
+        "web",
+        "--name",
+        "webd",
+        "--environment-file",
+        "-/etc/default/web",
+        "--runtime",
+        "web:2755",
+        "--runtime",
+        "web/x:2755",
+        "--umask",
+        "007",
+        "--before",
+        "-+/usr/bin/check -q \"a b\"",
+        "--pid-file",
+        "/run/web.pid",
+        "--",
+        "/usr/bin/web",
+        "$OPTS",
+    ];
+    assert_eq!(web.command, expected);
+    assert_eq!(
+        (web.readiness, web.user),
+        (guest::service::Readiness::Notify, None),
+        "launch becomes the user itself"
+    );
+    assert_eq!(web.restart, guest::service::Restart::OnFailure, "nobody else would start it again");
+}
+
+#[test]
+fn a_drop_in_changes_what_is_turned_and_a_mask_ends_it() {
+    let files = with(image(), "web.service", "[Service]\nExecStart=/usr/bin/web\n").file(
+        "/etc/systemd/system/web.service.d/o.conf",
+        "[Service]\nExecStart=\nExecStart=/usr/bin/check now\n",
+    );
+    assert_eq!(service(&survey(&files).unwrap(), "web").command, ["/usr/bin/check", "now"]);
+    let masked = files.to("/etc/systemd/system/web.service", "/dev/null");
+    assert!(survey(&masked).unwrap().reports.is_empty());
+}
+
+#[test]
+fn what_would_be_guessed_is_lost_and_says_why() {
+    for (unit, why) in [
+        ("Type=forking\nExecStart=/usr/bin/web", "Type=forking without PIDFile="),
+        ("Type=dbus\nBusName=x\nExecStart=/usr/bin/web", "BusName=x: it has no counterpart"),
+        ("ExecStart=/usr/bin/gone", "there is no program /usr/bin/gone in the image"),
+        ("ExecStart=/usr/bin/web %H", "%H is not a specifier that is known here"),
+        ("ExecStart=!/usr/bin/web", "the prefix `!` has no counterpart"),
+        ("ExecStart=/usr/bin/web\nExecStart=/usr/bin/web", "it has 2 commands to start"),
+        ("ExecStart=/usr/bin/web\nDynamicUser=yes", "DynamicUser=yes: it has no counterpart"),
+        ("ExecStart=/usr/bin/web\nAmbientCapabilities=CAP_X", "it has no counterpart"),
+        ("ExecStart=/usr/bin/web\nExecStartPost=/usr/bin/check", "it has no counterpart"),
+        ("ExecStart=/usr/bin/web\nFutureKey=x", "FutureKey=x: it has no counterpart"),
+        ("ExecStart=/usr/bin/web\nLimitNOFILE=many", "it is no limit"),
+        ("ExecStart=/usr/bin/web\nSockets=a.socket", "it is handed its sockets by a.socket"),
+        ("ExecStart=/usr/bin/web \"open", "a quote is not closed"),
+        ("", "it has 0 commands to start"),
+    ] {
+        let said = lost(&format!("[Service]\n{unit}\n"));
+        assert!(said.contains(why), "{unit}: {said}");
+    }
+    assert!(
+        lost("[Unit]\nConditionVirtualization=vm\n[Service]\nExecStart=/usr/bin/web\n")
+            .contains("cannot be judged")
+    );
+}
+
+#[test]
+fn what_needs_a_lost_unit_is_lost_with_it() {
+    let files = with(image(), "a.service", "[Unit]\nRequires=b.service\n[Service]\nExecStart=/usr/bin/web\n");
+    let files = with(files, "b.service", "[Service]\nExecStart=/usr/bin/web\nRootImage=x\n");
+    let files = with(
+        files,
+        "c.service",
+        "[Unit]\nWants=b.service\nBefore=d.service\n[Service]\nExecStart=/usr/bin/web\n",
+    );
+    let files = with(files, "d.service", "[Service]\nExecStart=/usr/bin/web\n");
+    let survey = survey(&files).unwrap();
+    assert_eq!(
+        verdict(&survey, "a.service"),
+        Verdict::Lost { why: "it requires b.service, which is lost".into() }
+    );
+    assert!(survey.services.iter().all(|(name, _)| name != "a" && name != "b"));
+    assert_eq!(service(&survey, "d").after, ["c", "tmpfiles"]);
+}
+
+#[test]
+fn timers_sockets_scripts_mounts_and_generators_are_named() {
+    let files = with(image(), "x.timer", "[Timer]\n")
+        .file("/etc/init.d/old", "")
+        .to("/etc/rc3.d/S01old", "../init.d/old");
+    let files = with(files, "y.socket", "[Socket]\n").file("/usr/lib/systemd/system-generators/strange", "");
+    let files = with(files, "systemd-journald.service", "")
+        .file("/etc/fstab", "/dev/vda / ext4\n/dev/vdb /data ext4 defaults 0 0\n#x y z w\n");
+    let survey = survey(&files).unwrap();
+    let lost: Vec<&str> = survey.lost().map(|report| report.unit.as_str()).collect();
+    assert_eq!(lost, ["/etc/init.d/old", "mount of /data", "strange", "x.timer", "y.socket"]);
+    assert!(matches!(verdict(&survey, "systemd-journald.service"), Verdict::Covered { .. }));
+    assert!(text(&survey).contains("lost: 5\n") && json(&survey)["units"].as_array().unwrap().len() == 6);
+}
+
+#[test]
+fn a_clusters_instance_is_found_as_debians_generator_would() {
+    let files = image()
+        .file("/usr/lib/systemd/system-generators/postgresql-generator", "")
+        .file("/usr/lib/systemd/system/postgresql@.service", "[Unit]\nAssertPathExists=/etc/postgresql/%I/postgresql.conf\n[Service]\nType=forking\nExecStart=-/usr/bin/web %i start\nPIDFile=/run/postgresql/%i.pid\n")
+        .file("/etc/postgresql/15/main/start.conf", "# c\nauto\n")
+        .file("/etc/postgresql/15/main/postgresql.conf", "")
+        .file("/etc/postgresql/15/off/start.conf", "manual\n")
+        .file("/etc/postgresql/15/off/postgresql.conf", "");
+    let survey = survey(&files).unwrap();
+    assert_eq!(survey.reports.len(), 1);
+    let cluster = service(&survey, "postgresql@15-main");
+    assert_eq!(cluster.only_if, [std::path::PathBuf::from("/etc/postgresql/15/main/postgresql.conf")]);
+    assert!(cluster.command.ends_with(&[
+        "--may-fail".into(),
+        "--".into(),
+        "/usr/bin/web".into(),
+        "15-main".into(),
+        "start".into()
+    ]));
+}
+
+#[test]
+fn shipped_definitions_parse_and_stay_off_where_the_owner_turned_the_unit_off() {
+    let survey =
+        survey(&with(image(), "ssh.service", "").file("/usr/lib/systemd/system/cron.service", "")).unwrap();
+    assert_eq!(verdict(&survey, "ssh.service"), Verdict::Shipped { service: "sshd".into() });
+    assert!(service(&survey, "sshd").enabled && !service(&survey, "cron").enabled);
+    assert!(!service(&survey, "dbus").enabled && !service(&survey, "getty").enabled);
+    assert_eq!(service(&survey, "rpcbind.service").group_path(), "system.slice/rpcbind.service");
+    assert_eq!(survey.warnings, ["cron is installed, and its unit is not enabled: it stays off"]);
+}
+
+#[test]
+fn an_image_without_an_init_loses_nothing() {
+    let survey =
+        survey(&FakeFiles::default().file("/etc/rc3.d/S01sudo", "").file("/etc/init.d/sudo", "")).unwrap();
+    assert!(survey.reports.is_empty() && !survey.services.is_empty());
+}
