@@ -7,6 +7,7 @@ use crate::{
     boot::{self, BootArgs},
     bridge::{self, BridgeArgs},
     console::{self, ConsoleArgs},
+    doctor,
     exit::{Exit, Failure},
     logs::{self, LogsArgs},
     service::{self, ServiceArgs, ShutdownArgs, Verb},
@@ -30,6 +31,8 @@ enum Command {
     /// The bridge's helper process; not for people
     #[command(hide = true)]
     BridgeBroker,
+    /// Walk the way to envd hop by hop and name the first that is broken
+    Doctor(doctor::Args),
     /// Print the state of the guest: boot, network, services, envd, relay
     Status(StatusArgs),
     /// Print the guest's log ring
@@ -58,6 +61,7 @@ impl Cli {
         match self.command {
             Command::Bridge(args) => bridge::run(args),
             Command::BridgeBroker => bridge::run_broker(),
+            Command::Doctor(args) => doctor::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Logs(args) => logs::run(args),
             Command::Boot(args) => boot::run(&args),

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod client;
 pub mod console;
 pub mod dial;
+pub mod doctor;
 pub mod exit;
 pub mod guest_args;
 pub mod host;

@@ -159,7 +159,7 @@ mod tests {
     fn ages_have_units() {
         assert_eq!(parse_age("90").unwrap(), Duration::from_secs(90));
         assert_eq!(parse_age("250ms").unwrap(), Duration::from_millis(250));
-        assert_eq!(parse_age("2h").unwrap(), Duration::from_secs(7200));
+        assert_eq!(parse_age("2h").unwrap(), Duration::from_hours(2));
         for wrong in ["", "h", "5x", "-1s", "99999999999999999999", "1.5s", "ü"] {
             assert!(parse_age(wrong).is_err(), "{wrong}");
         }
