@@ -71,6 +71,12 @@ pub struct PayloadArgs {
     /// Require this machine: amd64 or arm64
     #[arg(long, value_parser = machine)]
     pub arch: Option<Machine>,
+    /// Becomes /etc/envd-init/config.toml
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A folder whose *.toml become the image owner's services
+    #[arg(long, value_name = "DIR")]
+    pub services: Option<PathBuf>,
     /// Go on although enabled units of the image will no longer start
     #[arg(long)]
     pub accept_lost_units: bool,
@@ -111,7 +117,7 @@ pub struct Revert {
 }
 
 /// What `make` hands to `bake` by environment, so that values with spaces arrive whole.
-const BAKE_ENVIRONMENT: [(&str, &str); 7] = [
+const BAKE_ENVIRONMENT: [(&str, &str); 9] = [
     ("--base", "BASE"),
     ("--out", "OUT"),
     ("--envd", "ENVD"),
@@ -119,6 +125,8 @@ const BAKE_ENVIRONMENT: [(&str, &str); 7] = [
     ("--init", "INIT"),
     ("--arch", "ARCH"),
     ("--stand-in", "STAND_IN"),
+    ("--config", "CONFIG"),
+    ("--services", "SERVICES"),
 ];
 
 /// The arguments, with those of `bake` that only the environment has.

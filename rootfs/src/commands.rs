@@ -13,7 +13,9 @@ use crate::{
     elf::Machine,
     exit::{Exit, Failure},
     ext4::Image,
+    hash,
     inject::{self, Outcome, Request},
+    outcome::{self, Beside, ImageFacts, Input},
     progress,
     revert::revert_in_place,
     source::{self, Source},
@@ -59,14 +61,14 @@ fn source_date_epoch() -> Result<Option<u64>> {
 fn build(args: &Build) -> Result<()> {
     inject::check_paths(&args.source, &args.out)?;
     let workdir = lock(&args.out)?;
-    make(&args.source, &args.geometry, 0, &workdir)?;
-    workdir.publish(&workdir.image(), workdir.output())?;
-    say(&format!("{} is built", args.out.display()));
+    let (base, tools) = make(&args.source, &args.geometry, 0, &workdir)?;
+    let free = publish(&workdir, base, &tools, None)?;
+    say(&format!("{} is built: {free} MiB free", args.out.display()));
     Ok(())
 }
 
 /// Builds the image in the working folder.
-fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -> Result<(Source, Tools)> {
+fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -> Result<(Input, Tools)> {
     let given = source_date_epoch()?;
     let source = read_source(base, workdir, given)?;
     for note in &source.notes {
@@ -77,7 +79,8 @@ fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -
         Geometry { size_mib: args.size, label: Some(args.label.clone()), uuid: args.uuid, reserve_mib };
     let _step = progress::step("build", "making the filesystem", None);
     build::build(&source, &geometry, &tools, &workdir.image())?;
-    Ok((source, tools))
+    let kind = if base.is_dir() { "folder" } else { "tar" };
+    Ok((Input { kind, sha256: source.sha256 }, tools))
 }
 
 fn read_source(base: &Path, workdir: &Workdir, latest: Option<u64>) -> Result<Source> {
@@ -104,15 +107,45 @@ fn request(args: &PayloadArgs) -> Request {
         stand_in: args.stand_in.as_ref().map(whole),
         mode: args.init,
         machine: args.arch,
+        config: args.config.as_ref().map(whole),
+        services: args.services.as_ref().map(whole),
+        accept_lost_units: args.accept_lost_units,
     }
 }
 
 fn inject(base: &Path, out: &Path, args: &PayloadArgs) -> Result<()> {
     inject::check_paths(base, out)?;
     let workdir = lock(out)?;
-    let (tools, _digest) = inject::take_base(base, &workdir, source_date_epoch()?)?;
-    let outcome = inject::inject_in_place(&request(args), &tools, &workdir.image(), base)?;
-    publish(&workdir, &outcome, out)
+    let (tools, sha256) = inject::take_base(base, &workdir, source_date_epoch()?)?;
+    finish(base, out, args, &workdir, Input { kind: "ext4", sha256 }, &tools)
+}
+
+/// Puts the payload into the image in the working folder and makes it the output.
+fn finish(
+    base: &Path,
+    out: &Path,
+    args: &PayloadArgs,
+    workdir: &Workdir,
+    input: Input,
+    tools: &Tools,
+) -> Result<()> {
+    let outcome = inject::inject_in_place(&request(args), tools, &workdir.image(), base)?;
+    for warning in &outcome.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    let free = publish(workdir, input, tools, Some(&outcome))?;
+    let manifest = &outcome.manifest;
+    let envd =
+        manifest.envd.as_ref().map_or_else(|| "no envd".to_owned(), |envd| format!("envd at {}", envd.path));
+    let upgraded =
+        outcome.upgraded_from.map(|version| format!(" (in place of {version})")).unwrap_or_default();
+    say(&format!(
+        "{} is baked: envd-init {}{upgraded}, {} init, {envd}, {free} MiB free",
+        out.display(),
+        manifest.version,
+        manifest.mode.name()
+    ));
+    Ok(())
 }
 
 fn bake(args: &Bake) -> Result<()> {
@@ -125,9 +158,8 @@ fn bake(args: &Bake) -> Result<()> {
     }
     inject::check_paths(&base, &args.out)?;
     let workdir = lock(&args.out)?;
-    let (_source, tools) = make(&base, &args.geometry, PAYLOAD_RESERVE_MIB, &workdir)?;
-    let outcome = inject::inject_in_place(&request(&args.payload), &tools, &workdir.image(), &base)?;
-    publish(&workdir, &outcome, &args.out)
+    let (input, tools) = make(&base, &args.geometry, PAYLOAD_RESERVE_MIB, &workdir)?;
+    finish(&base, &args.out, &args.payload, &workdir, input, &tools)
 }
 
 /// The Debian base's tar, made by its script when absent.
@@ -159,16 +191,30 @@ fn is_ext4(path: &Path) -> bool {
         && magic == [0x53, 0xef]
 }
 
-fn publish(workdir: &Workdir, outcome: &Outcome, out: &Path) -> Result<()> {
-    for warning in &outcome.warnings {
-        say(&format!("warning: {warning}"));
-    }
+/// Gives image and manifest their final names. Returns the free space in MiB.
+fn publish(workdir: &Workdir, base: Input, tools: &Tools, outcome: Option<&Outcome>) -> Result<u64> {
+    let image = workdir.image();
+    let superblock = Image::open(&image)?.superblock;
+    let failed = |error: io::Error| Failure::input(&image, &error);
+    let digest = {
+        let bar = progress::step("digest", "hashing the image", Some(superblock.size()));
+        hash::sha256_file(&image, |bytes| bar.advance(bytes)).map_err(failed)?
+    };
+    let facts = ImageFacts::new(&superblock, digest);
+    let free = facts.free_bytes / (1 << 20);
+    let beside = Beside::new(facts, base, tools.version()?, tools.epoch());
+    let beside = match outcome {
+        Some(outcome) => beside.with(outcome),
+        None => beside,
+    };
+    let manifest = workdir.path().join("manifest.json");
+    let text = serde_json::to_string_pretty(&beside).expect("a manifest has no keys that JSON cannot hold");
+    fs::write(&manifest, text + "\n").map_err(failed)?;
     let _step = progress::step("publish", "flushing to the disk", None);
-    workdir.publish(&workdir.image(), workdir.output())?;
-    let superblock = Image::open(workdir.output())?.superblock;
-    let free = superblock.free_blocks * u64::from(superblock.block_size) / (1 << 20);
-    say(&format!("{} is baked: {} init, {free} MiB free", out.display(), outcome.manifest.mode.name()));
-    Ok(())
+    workdir.publish(&image, workdir.output())?;
+    let _step = progress::step("publish-manifest", "flushing to the disk", None);
+    workdir.publish(&manifest, &outcome::path(workdir.output()))?;
+    Ok(free)
 }
 
 fn revert(args: &Revert) -> Result<()> {
@@ -182,13 +228,7 @@ fn revert(args: &Revert) -> Result<()> {
     tools.require_clean(&workdir.image())?;
     workdir.publish(&workdir.image(), workdir.output())?;
     // A manifest beside the output would describe what is no longer in it.
-    let _ = fs::remove_file(manifest_beside(workdir.output()));
+    let _ = fs::remove_file(outcome::path(workdir.output()));
     say(&format!("{} is as it was before envd-init {}", args.out.display(), reverted.manifest.version));
     Ok(())
-}
-
-fn manifest_beside(image: &Path) -> PathBuf {
-    let mut name = image.as_os_str().to_owned();
-    name.push(".manifest.json");
-    name.into()
 }

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, io, path::Path, process::ExitCode};
 
-use crate::{build, elf, ext4, inject, keep, payload, plan, revert, source, tools, workdir};
+use crate::{build, elf, ext4, inject, keep, payload, plan, revert, settings, source, tools, workdir};
 
 /// How a run ended. The numbers are an interface: they never change their meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +126,7 @@ failures!(
     payload::Error,
     plan::Error,
     revert::Error,
+    settings::Error,
     source::Error,
     tools::Error,
     workdir::Error
@@ -240,9 +241,22 @@ impl Coded for inject::Error {
             Self::Revert(error) => error.exit(),
             Self::Workdir(error) => error.exit(),
             Self::Host { source, .. } => host(source),
+            Self::Settings(error) => error.exit(),
+            Self::LostUnits(_) => Exit::LostUnits,
             Self::SameFile(_) => Exit::SameFile,
             Self::BesideSnapshot { .. } => Exit::BesideSnapshot,
             Self::UnknownMachine(_) | Self::OtherMachine { .. } => Exit::Machine,
+        }
+    }
+}
+
+impl Coded for settings::Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Image(error) => error.exit(),
+            Self::Plan(error) => error.exit(),
+            Self::Read { .. } => Exit::Input,
+            Self::Wrong { .. } | Self::NoServices(_) => Exit::BadConfig,
         }
     }
 }

@@ -18,14 +18,15 @@ use crate::{
     elf::Machine,
     ext4::{self, Image},
     hash, keep,
-    layout::Layout,
+    layout::{Layout, Packages},
     manifest::{self, Envd, EnvdOrigin, Manifest, Mode},
     payload,
     plan::{self, Content, Plan},
     progress,
     revert::{self, revert_in_place},
+    settings,
     tools::{self, Tools},
-    tree,
+    tree, units,
     workdir::{self, Workdir},
 };
 
@@ -43,6 +44,13 @@ pub enum Error {
     Keep(#[from] keep::Error),
     #[error(transparent)]
     Revert(#[from] revert::Error),
+    #[error(transparent)]
+    Settings(#[from] settings::Error),
+    #[error(
+        "these enabled units of the image would no longer start under our PID 1: {}. `rootfs inspect --units` says why; go on with \
+         --accept-lost-units (make: ACCEPT_LOST_UNITS=1), or keep the image's init with INIT=keep", .0.join(", ")
+    )]
+    LostUnits(Vec<String>),
     #[error(transparent)]
     Workdir(#[from] workdir::Error),
     #[error("cannot {what} {}", path.display())]
@@ -73,6 +81,11 @@ pub struct Request {
     pub mode: Mode,
     /// Required of the image when given.
     pub machine: Option<Machine>,
+    /// Becomes `/etc/envd-init/config.toml`.
+    pub config: Option<PathBuf>,
+    /// A folder whose `*.toml` become services of the image's owner.
+    pub services: Option<PathBuf>,
+    pub accept_lost_units: bool,
 }
 
 /// What was done, for the report and the manifest beside the image.
@@ -156,7 +169,7 @@ pub fn inject_in_place(request: &Request, tools: &Tools, image: &Path, subject: 
     payload::programs(&mut plan, &request.guest, machine)?;
     let envd = choose_envd(request, &before, &layout, (machine, &opened), &mut plan, &mut warnings)?;
     match request.mode {
-        Mode::Native => payload::native_links(&mut plan, &opened)?,
+        Mode::Native => native(request, &opened, &layout, &mut plan, &mut warnings)?,
         Mode::Keep => {
             let keep = keep::plan(&opened)?;
             warnings.extend(keep.notes);
@@ -165,6 +178,7 @@ pub fn inject_in_place(request: &Request, tools: &Tools, image: &Path, subject: 
             }
         }
     }
+    settings::configuration(&mut plan, &opened, request.config.as_deref(), envd.as_ref())?;
     let (manifest, displaced) = put_in(&plan, tools, image, &opened, |record| Manifest {
         format: manifest::FORMAT,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -177,6 +191,36 @@ pub fn inject_in_place(request: &Request, tools: &Tools, image: &Path, subject: 
         touched: record.touched,
     })?;
     Ok(Outcome { layout, manifest, upgraded_from: before.version, warnings, displaced })
+}
+
+/// What native mode puts in besides the programs: links, diversions, services. Fails when units would be lost unasked.
+fn native(
+    request: &Request,
+    image: &Image,
+    layout: &Layout,
+    plan: &mut Plan,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    payload::native_links(plan, image)?;
+    if layout.packages == Packages::Dpkg {
+        payload::diversions(plan, image, layout.merged_usr)?;
+    }
+    let survey = units::survey(image)?;
+    let lost: Vec<String> = survey.lost().map(|report| report.unit.clone()).collect();
+    if !lost.is_empty() && !request.accept_lost_units {
+        return Err(Error::LostUnits(lost));
+    }
+    if !lost.is_empty() {
+        warnings.push(format!("these units will no longer start: {}", lost.join(", ")));
+    }
+    warnings.extend(survey.warnings.iter().cloned());
+    survey.add_to(plan);
+    settings::shipped_services(plan);
+    if let Some(folder) = &request.services {
+        settings::own_services(plan, folder)?;
+    }
+    warnings.extend(settings::check_services(plan, image)?);
+    Ok(())
 }
 
 /// Resolves, writes, reads back and checks a plan, with the manifest that describes it.

@@ -50,7 +50,7 @@ pub struct EnvdFound {
 }
 
 /// Text that every build of our wrapper holds, so that it is never taken for an envd.
-const WRAPPER_MARK: &[u8] = b"/run/envd-init/notify.sock";
+const WRAPPER_MARK: &[u8] = b"envd-wrapper \x01 this file supervises envd and is not envd \x01";
 
 impl Layout {
     pub fn of(image: &Image) -> Result<Self> {
@@ -132,11 +132,13 @@ fn is_envd(image: &Image, path: &str) -> Result<bool> {
         return Ok(false);
     }
     let bytes = image.contents(&found.inode)?;
-    Ok(Elf::parse(&bytes).is_ok() && !holds(&bytes, WRAPPER_MARK))
+    Ok(Elf::parse(&bytes).is_ok() && !is_wrapper(&bytes))
 }
 
-fn holds(bytes: &[u8], mark: &[u8]) -> bool {
-    bytes.windows(mark.len()).any(|window| window == mark)
+/// Whether a program is our own wrapper.
+pub fn is_wrapper(bytes: &[u8]) -> bool {
+    // A wrapper is small; searching all of a large envd would take its time.
+    bytes.len() <= 4 << 20 && bytes.windows(WRAPPER_MARK.len()).any(|window| window == WRAPPER_MARK)
 }
 
 /// Whether a file and every folder above it are root's alone: only then may it run as root without being pinned.

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
+    diversions,
     elf::{self, Elf, Machine},
     ext4::{self, Image},
-    manifest::HOME,
+    keep::files::Files,
+    manifest::{HOME, SAVED},
     plan::{self, Content, Existing, Item, Plan, What},
 };
 
@@ -33,6 +35,27 @@ const INIT_NAMES: [&str; 5] = ["init", "reboot", "poweroff", "halt", "shutdown"]
 pub const INIT: &str = "/usr/lib/envd-init/init";
 /// Where an image's own `systemctl` is kept, whatever folder it was in: our shim hands on what it does not know.
 const SAVED_SYSTEMCTL: &str = "/usr/bin/systemctl";
+
+/// Has dpkg put what it unpacks over our links somewhere else.
+pub fn diversions(plan: &mut Plan, image: &Image, merged: bool) -> Result<()> {
+    let mut paths: Vec<String> = INIT_NAMES.iter().map(|name| format!("/sbin/{name}")).collect();
+    paths.push(if merged { SAVED_SYSTEMCTL.into() } else { "/bin/systemctl".into() });
+    if merged {
+        for path in paths.iter_mut().filter(|path| path.starts_with("/sbin/")) {
+            path.insert_str(0, "/usr");
+        }
+    }
+    let old = image.text(diversions::PATH)?.unwrap_or_default();
+    let text = diversions::divert(image, &old, &paths, merged)?;
+    // dpkg makes no folders on the way to a diverted file.
+    for folder in ["sbin", "usr/sbin", "bin", "usr/bin"] {
+        if paths.iter().any(|path| path.starts_with(&format!("/{folder}/"))) {
+            plan.dir(&format!("{SAVED}/{folder}"));
+        }
+    }
+    plan.file(diversions::PATH, Content::Bytes(text.into_bytes()), 0o644);
+    Ok(())
+}
 
 /// Reads a program and requires that it can run in a guest.
 pub fn program(path: &Path, machine: Machine) -> Result<Vec<u8>> {

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 
 use crate::{
+    diversions,
     ext4::{self, Image, Kind, show},
     manifest::{self, Installed, InstalledKind, Manifest},
     plan::{self, run_script, set_times},
@@ -63,7 +64,7 @@ pub struct Reverted {
 pub fn revert_in_place(tools: &Tools, path: &std::path::Path) -> Result<Reverted> {
     let image = Image::open(path)?;
     let manifest = manifest(&image)?.ok_or(Error::NotInjected)?;
-    let mut revert = Revert::new(&image, &manifest);
+    let mut revert = Revert::new(&image, &manifest, tools.folder());
     revert.remove_installed()?;
     revert.restore_saved()?;
     revert.remove_directories()?;
@@ -83,6 +84,8 @@ pub fn revert_in_place(tools: &Tools, path: &std::path::Path) -> Result<Reverted
 struct Revert<'a> {
     image: &'a Image,
     manifest: &'a Manifest,
+    /// For files of the host that a script reads.
+    folder: &'a std::path::Path,
     script: Script,
     /// Names that are gone when the script has run.
     gone: HashSet<Vec<u8>>,
@@ -90,9 +93,9 @@ struct Revert<'a> {
 }
 
 impl<'a> Revert<'a> {
-    fn new(image: &'a Image, manifest: &'a Manifest) -> Self {
+    fn new(image: &'a Image, manifest: &'a Manifest, folder: &'a std::path::Path) -> Self {
         let (script, gone, warnings) = (Script::default(), HashSet::new(), Vec::new());
-        Self { image, manifest, script, gone, warnings }
+        Self { image, manifest, folder, script, gone, warnings }
     }
 
     fn remove_installed(&mut self) -> Result<()> {
@@ -106,7 +109,7 @@ impl<'a> Revert<'a> {
                 self.warnings.push(format!("{} has become a directory and stays", installed.path));
                 continue;
             }
-            if !is_unchanged(self.image, installed, &found.inode)? {
+            if installed.path != diversions::PATH && !is_unchanged(self.image, installed, &found.inode)? {
                 self.warnings
                     .push(format!("{} was changed since it was baked; the change is lost", installed.path));
             }
@@ -132,9 +135,41 @@ impl<'a> Revert<'a> {
                 self.warnings.push(format!("{} is taken; the image's own stays at {}", saved.path, saved.at));
                 continue;
             }
+            if saved.path == diversions::PATH && self.diversions_changed()? {
+                self.merge_diversions(&found)?;
+                continue;
+            }
             self.script.rename(found.inode.ino, &found.real, &home)?;
             self.gone.insert(found.real);
         }
+        Ok(())
+    }
+
+    /// Whether packages were diverted in the guest since.
+    fn diversions_changed(&self) -> Result<bool> {
+        let Some(found) = self.image.find_link(diversions::PATH.as_bytes())? else { return Ok(false) };
+        let ours = self.manifest.installed.iter().find(|installed| installed.path == diversions::PATH);
+        ours.map_or(Ok(false), |ours| Ok(!is_unchanged(self.image, ours, &found.inode)?))
+    }
+
+    /// Then the present list without our entries is what is wanted, not the old one.
+    fn merge_diversions(&mut self, saved: &ext4::Located) -> Result<()> {
+        let now = self.image.locate(diversions::PATH.as_bytes())?;
+        let text = String::from_utf8_lossy(&self.image.contents(&now.inode)?).into_owned();
+        let host = self.folder.join("diversions");
+        std::fs::write(&host, diversions::without_ours(&text)).map_err(|source| plan::Error::Host {
+            what: "write",
+            path: host.clone(),
+            source,
+        })?;
+        self.script.write("diversions", &now.real)?;
+        let target = Target::Path(&now.real);
+        self.script.set(target, "mode", "0100644")?;
+        self.script.set(target, "uid", 0)?;
+        self.script.set(target, "gid", 0)?;
+        set_times(&mut self.script, target, [now.inode.atime, now.inode.ctime, now.inode.mtime])?;
+        self.script.remove(&saved.real)?;
+        self.gone.insert(saved.real.clone());
         Ok(())
     }
 
