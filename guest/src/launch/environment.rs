@@ -42,12 +42,14 @@ fn value(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut blanks = String::new();
     let mut quote: Option<char> = None;
+    // Quotes count at the beginning and behind other quotes; within plain text they are text.
+    let mut plain = false;
     let mut chars = text.chars();
     while let Some(char) = chars.next() {
         match (quote, char) {
             (None, '\n') => break,
             (Some(open), _) if char == open => quote = None,
-            (None, '"' | '\'') => {
+            (None, '"' | '\'') if !plain => {
                 value.push_str(&std::mem::take(&mut blanks));
                 quote = Some(char);
             }
@@ -63,6 +65,7 @@ fn value(text: &str) -> (String, &str) {
             (None, ' ' | '\t' | '\r') if value.is_empty() => (),
             (None, ' ' | '\t' | '\r') => blanks.push(char),
             _ => {
+                plain |= quote.is_none();
                 value.push_str(&std::mem::take(&mut blanks));
                 value.push(char);
             }
@@ -130,7 +133,7 @@ mod tests {
             ("F", "l1\nl2"),
             ("G", ""),
             ("H", "a  b"),
-            ("I", "xyz"),
+            ("I", "xy\"z\""),
         ];
         assert_eq!(parse(text), expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
@@ -141,7 +144,7 @@ mod tests {
         let arguments =
             ["$OPTS", "--dir=${DIR}", "$NONE", "${NONE}", "$UNSET", "a$OPTS", "$$HOME", "${open", "$"];
         let expanded = expand(&arguments.map(str::to_owned), &environment);
-        assert_eq!(expanded, ["-a", "b", "c", "--dir=/x y", "", "a$OPTS", "$HOME", "${open", "$"]);
+        assert_eq!(expanded, ["-a", "b c", "--dir=/x y", "", "a$OPTS", "$HOME", "${open", "$"]);
         let quoted = [("OPTS".to_owned(), "-a 'b c'".to_owned())].into();
         assert_eq!(expand(&["$OPTS".to_owned()], &quoted), ["-a", "b c"]);
     }

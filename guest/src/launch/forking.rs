@@ -12,7 +12,7 @@ use std::{
     fs,
     os::fd::AsFd,
     path::Path,
-    process::Child,
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
@@ -27,7 +27,12 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{Error, arguments::Options, command, execute_failed, prepare::Prepared};
+use super::{
+    Error,
+    arguments::Options,
+    execute_failed,
+    prepare::{Prepared, as_launched},
+};
 use crate::{notify, sys};
 
 /// How long the file may stay away after the program has ended.
@@ -50,9 +55,7 @@ pub(super) fn supervise(options: &Options, prepared: &Prepared, pid_file: &Path)
     signals.thread_block().map_err(failed("block signals"))?;
     let events = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(failed("read signals"))?;
-    let mut start = command(options, prepared);
-    start.env_remove(notify::VARIABLE);
-    prepared.as_user(&mut start);
+    let mut start = start(options, prepared)?;
     let _ = fs::remove_file(pid_file); // of another boot, or of a daemon that was killed
     let program = start.spawn().map_err(|source| execute_failed(options, source))?;
     let mut watch = Watch { events, main: as_pid(&program), ended: None };
@@ -61,6 +64,17 @@ pub(super) fn supervise(options: &Options, prepared: &Prepared, pid_file: &Path)
         return Ok(end_like(ended));
     }
     run(options, &mut watch, pid_file)
+}
+
+/// Launch once more, without the signals that are blocked here, which becomes the user and then the program.
+fn start(options: &Options, prepared: &Prepared) -> Result<Command, Error> {
+    let mut start = as_launched(false, options)?;
+    if let Some(name) = &options.name {
+        start.args(["--name", name]);
+    }
+    start.arg("--").arg(&options.program).args(&options.arguments);
+    start.env_clear().envs(&prepared.environment).env_remove(notify::VARIABLE);
+    Ok(start)
 }
 
 fn as_pid(child: &Child) -> Pid {

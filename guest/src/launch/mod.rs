@@ -24,7 +24,7 @@ mod prepare;
 
 use std::{io, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
-use nix::errno::Errno;
+use nix::{errno::Errno, sys::signal::SigSet};
 
 use crate::words;
 
@@ -59,6 +59,8 @@ pub enum Error {
 
 /// Everything of it; returns only what the caller has to exit with.
 pub fn run(arguments: &[String]) -> i32 {
+    // A launch that was started by another has its blocked signals, and so would the program.
+    let _ = SigSet::empty().thread_set_mask();
     let result = arguments::parse(arguments).and_then(|options| launch(&options));
     match result {
         Ok(status) => status,

@@ -3,10 +3,7 @@
 use std::{
     fs::{self, DirBuilder},
     io,
-    os::unix::{
-        fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown},
-        process::CommandExt as _,
-    },
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown},
     path::Path,
     process::Command,
 };
@@ -43,13 +40,6 @@ impl Prepared {
         let Some(identity) = &self.identity else { return Ok(()) };
         let Identity { name, uid, gid, groups } = identity;
         sys::become_user(*uid, *gid, groups).map_err(|source| Error::Become { user: name.clone(), source })
-    }
-
-    /// For a child alone.
-    pub(super) fn as_user(&self, command: &mut Command) {
-        if let Some(identity) = &self.identity {
-            command.uid(identity.uid).gid(identity.gid);
-        }
     }
 }
 
@@ -175,7 +165,7 @@ fn before(text: &str, options: &Options, prepared: &Prepared) -> Result<(), Erro
 }
 
 /// Launch itself, which becomes the user and replaces variables once more.
-fn as_launched(as_root: bool, options: &Options) -> Result<Command, Error> {
+pub(super) fn as_launched(as_root: bool, options: &Options) -> Result<Command, Error> {
     let own =
         std::env::current_exe().map_err(|source| Error::Execute { program: "launch".into(), source })?;
     let mut command = Command::new(own);

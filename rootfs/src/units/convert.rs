@@ -210,7 +210,7 @@ impl<F: Files> Conversion<'_, F> {
             return Ok(Err(Stop::Lost("its name cannot be a service's".into())));
         }
         (self.made.name, self.made.unit) = (name.to_owned(), self.name.to_owned());
-        self.made.description = self.section.get("Description").unwrap_or(stem).replace(['%'], "");
+        self.made.description = self.description(stem);
         let lines = self.section.lines.clone();
         for line in &lines {
             if let Err(stop) = self.line(line)? {
@@ -236,6 +236,11 @@ impl<F: Files> Conversion<'_, F> {
             }
         }
         Ok(Ok(()))
+    }
+
+    fn description(&self, stem: &str) -> String {
+        let text = self.section.get("Description").unwrap_or(stem);
+        command::expand(self.name, text).unwrap_or_else(|_| text.to_owned())
     }
 
     /// A line that is turned by itself, dropped, or the end of it.
@@ -311,8 +316,8 @@ impl<F: Files> Conversion<'_, F> {
             "ExecStartPost" if value.starts_with('-') => {
                 self.dropped.push(format!("{key}={value}: nothing is run after the start"));
             }
-            "PrivateNetwork" | "DynamicUser" | "PrivateUsers" if !is_yes(value) => (),
-            "PrivateNetwork" | "PrivateUsers" => {
+            "PrivateNetwork" | "DynamicUser" if !is_yes(value) => (),
+            "PrivateNetwork" => {
                 return Err(lost(line, "its world of its own has no counterpart"));
             }
             "StandardInput" if value == "null" => (),
