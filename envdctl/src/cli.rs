@@ -1,6 +1,6 @@
 //! The command line: one module for each subcommand, each with its `Args` and its `run`.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use guest::control::ShutdownKind;
 
 use crate::{
@@ -10,13 +10,30 @@ use crate::{
     doctor,
     exit::{Exit, Failure},
     logs::{self, LogsArgs},
+    manual::{self, CompletionsArgs, ManArgs},
+    run_check::{self, RunCheckArgs},
     service::{self, ServiceArgs, ShutdownArgs, Verb},
     status::{self, StatusArgs},
 };
 
 /// Reaches, watches and repairs the way to envd in an E2B sandbox.
 #[derive(Debug, Parser)]
-#[command(name = "envdctl", version, max_term_width = 110, arg_required_else_help = true)]
+#[command(
+    name = "envdctl",
+    version,
+    max_term_width = 110,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "Examples:
+  envdctl doctor                                   name the broken hop, and what to do
+  envdctl status --fc-socket /path/v.sock          ask the guest, with no network and no envd
+  envdctl bridge --listen tcp:127.0.0.1:49983 --route netns:ns-72/tcp:169.254.0.21:49983 \\
+                 --route firecracker:/path/v.sock:49983
+  envdctl run-check                                create, echo, python, file: as an SDK would
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 not reached, 4 refused by the guest, 5 not permitted,
+  6 bad input, 7 address taken, 8 run-check failed, 20 + N: doctor found hop N broken"
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,6 +56,8 @@ enum Command {
     Logs(LogsArgs),
     /// Show where the time of a boot went
     Boot(BootArgs),
+    /// Prove a sandbox with the four calls of an SDK, without one
+    RunCheck(RunCheckArgs),
     /// Follow a serial console, coloured
     Console(ConsoleArgs),
     /// Start a service of the guest
@@ -53,6 +72,12 @@ enum Command {
     Poweroff(ShutdownArgs),
     /// Halt the guest
     Halt(ShutdownArgs),
+    /// Print the completions of a shell
+    #[command(hide = true)]
+    Completions(CompletionsArgs),
+    /// Write the man pages into a folder
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 impl Cli {
@@ -72,6 +97,9 @@ impl Cli {
             Command::Reboot(args) => service::shutdown(ShutdownKind::Reboot, &args),
             Command::Poweroff(args) => service::shutdown(ShutdownKind::Poweroff, &args),
             Command::Halt(args) => service::shutdown(ShutdownKind::Halt, &args),
+            Command::RunCheck(args) => run_check::run(&args),
+            Command::Completions(args) => Ok(manual::completions(&args, Self::command())),
+            Command::Man(args) => manual::man(&args, Self::command()),
         }
     }
 }

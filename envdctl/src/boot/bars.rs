@@ -14,15 +14,16 @@ pub fn render(timeline: &Timeline, paint: Paint) -> String {
     let begin = timeline.init_ns.map_or(0, |init| init.median);
     let span = timeline.end().saturating_sub(begin).max(1);
     let several = timeline.boots > 1;
-    let mut table = Table::new(&["STAGE", "AT", "TOOK", if several { "SPREAD" } else { "" }, ""]);
+    let mut table = Table::new(if several {
+        &["STAGE", "AT", "TOOK", "SPREAD", ""]
+    } else {
+        &["STAGE", "AT", "TOOK", ""]
+    });
     for row in &timeline.stages {
-        table.row(vec![
-            sanitise(&row.name).into_owned(),
-            nanos(row.begin_ns.median),
-            nanos(row.took_ns.median),
-            if several { spread(row.took_ns) } else { String::new() },
-            bar(row, begin, span, paint),
-        ]);
+        let mut cells = vec![sanitise(&row.name).into_owned(), at(row, begin), nanos(row.took_ns.median)];
+        cells.extend(several.then(|| spread(row.took_ns)));
+        cells.push(bar(row, begin, span, paint));
+        table.row(cells);
     }
     out.push_str(&table.render(0));
     for row in &timeline.stages {
@@ -48,6 +49,14 @@ fn headline(timeline: &Timeline, paint: Paint) -> String {
         _ => String::new(),
     };
     format!("{}: {healthy}{own}{boots}\n\n", paint.bold(&sanitise(&timeline.title)))
+}
+
+/// Counted from PID 1's start, as the bars are.
+fn at(row: &Row, begin: u64) -> String {
+    match row.begin_ns.median.checked_sub(begin) {
+        Some(after) if row.group != Group::Kernel => format!("+{}", nanos(after)),
+        _ => nanos(row.begin_ns.median),
+    }
 }
 
 fn spread(spread: Spread) -> String {
@@ -95,10 +104,10 @@ mod tests {
 e2b.local: envd healthy 731.0 ms after the kernel started, 319.0 ms after PID 1 started
 
 STAGE         AT        TOOK
-kernel        0 µs      412.0 ms    (before PID 1)
-mounts        412.0 ms  3.5 ms      ▌
-envd_exec     415.5 ms  15.5 ms     ██▊
-envd_healthy  431.0 ms  300.0 ms      ██████████████████████████████████████████████
+kernel        0 µs      412.0 ms  (before PID 1)
+mounts        +0 µs     3.5 ms    ▌
+envd_exec     +3.5 ms   15.5 ms   ██▊
+envd_healthy  +19.0 ms  300.0 ms    ██████████████████████████████████████████████
 ";
         let text = render(&timeline, Paint::plain());
         assert_eq!(text, expected, "\n{text}");

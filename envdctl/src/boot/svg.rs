@@ -46,10 +46,10 @@ pub fn render(timeline: &Timeline) -> String {
     strip(&mut out, timeline);
     zoom(&mut out, timeline, begin);
     grid(&mut out, scale, bottom);
+    marks(&mut out, timeline, scale, bottom);
     for (index, row) in rows.iter().enumerate() {
         stage(&mut out, row, scale, ROWS_TOP + ROW * index as f64);
     }
-    marks(&mut out, timeline, scale, bottom);
     legend(&mut out, timeline, height - 26.0);
     out.push_str("</svg>\n");
     out
@@ -89,10 +89,16 @@ struct Label<'a> {
 
 fn label(out: &mut String, at: &Label<'_>, text: &str) {
     let Label { x, y, size, fill, anchor, weight } = at;
+    // Dark text keeps a white rim, so that a line that crosses it leaves it legible.
+    let halo = if *fill == "#ffffff" {
+        ""
+    } else {
+        " paint-order=\"stroke\" stroke=\"#ffffff\" stroke-width=\"3.5\" stroke-linejoin=\"round\""
+    };
     let _ = writeln!(
         out,
         "<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" fill=\"{fill}\" text-anchor=\"{anchor}\" \
-         font-weight=\"{weight}\">{}</text>",
+         font-weight=\"{weight}\"{halo}>{}</text>",
         escape(text)
     );
 }
@@ -100,7 +106,7 @@ fn label(out: &mut String, at: &Label<'_>, text: &str) {
 /// Characters that mean something in XML, and those that XML cannot hold at all.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in crate::text::sanitise(text).chars().take(120) {
+    for c in crate::text::sanitise(text).chars().take(200) {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
@@ -138,12 +144,14 @@ fn heading(out: &mut String, timeline: &Timeline) {
 
 /// The whole boot: kernel, PID 1 until envd runs, envd until it is healthy.
 fn strip(out: &mut String, timeline: &Timeline) {
-    let end = timeline.end().max(1);
+    let end = timeline.stages.iter().map(|row| row.end_ns.median).max().unwrap_or(0).max(1);
     let init = timeline.init_ns.map_or(0, |init| init.median);
     let exec = exec_of(timeline).unwrap_or(init).clamp(init, end);
     let x = |at: u64| MARGIN + (WIDTH - 2.0 * MARGIN) * at as f64 / end as f64;
     let parts = [(0, init, Group::Kernel), (init, exec, Group::Init), (exec, end, Group::Envd)];
-    for (from, to, group) in parts.into_iter().filter(|(from, to, _)| to > from) {
+    // Parts too narrow for their name are named above the strip, from the right.
+    let mut right = WIDTH - MARGIN;
+    for (from, to, group) in parts.into_iter().filter(|(from, to, _)| to > from).rev() {
         let width = (x(to) - x(from)).max(SLIVER);
         let _ = writeln!(
             out,
@@ -162,6 +170,17 @@ fn strip(out: &mut String, timeline: &Timeline) {
                 weight: 600,
             };
             label(out, &inside, &said);
+        } else {
+            let above = Label {
+                x: right,
+                y: STRIP_TOP - 8.0,
+                size: 12.5,
+                fill: colour(group),
+                anchor: "end",
+                weight: 600,
+            };
+            label(out, &above, &said);
+            right -= 7.6 * said.chars().count() as f64 + 14.0;
         }
     }
 }

@@ -111,6 +111,8 @@ async fn pending(socket: OwnedFd) -> io::Result<Stream> {
 async fn shake(stream: Stream, port: u32) -> Result<Connected, ConnectError> {
     let request = handshake::request(port);
     let mut handshake = Handshake::new(port);
+    // A socket that was just adopted counts as not writable until the reactor has looked at it.
+    stream.writable().await.map_err(|error| handshake.ended(Some(error)))?;
     match stream.try_write(request.as_bytes()) {
         Ok(sent) if sent == request.len() => {}
         Ok(_) => return Err(HandshakeError::Split { port }.into()),
