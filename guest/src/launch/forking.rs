@@ -6,7 +6,8 @@
 //! | waiting | the file names a living process of our cgroup → running; 10 s → launch fails |
 //! | running | that process ends → running, when the file names a successor by then; else launch ends in the same way |
 //!
-//! TERM and other signals are passed on to the program or the daemon in every state.
+//! TERM and other signals are passed on to the program or the daemon in every state. After a TERM nothing new is begun: a daemon
+//! that has come up meanwhile gets it too, and launch ends with it.
 
 use std::{
     fs,
@@ -58,8 +59,11 @@ pub(super) fn supervise(options: &Options, prepared: &Prepared, pid_file: &Path)
     let mut start = start(options, prepared)?;
     let _ = fs::remove_file(pid_file); // of another boot, or of a daemon that was killed
     let program = start.spawn().map_err(|source| execute_failed(options, source))?;
-    let mut watch = Watch { events, main: as_pid(&program), ended: None };
+    let mut watch = Watch { events, main: as_pid(&program), ended: None, stopping: false };
     let ended = watch.until_main_ends()?;
+    if watch.stopping {
+        return watch.end_daemon(ended, pid_file);
+    }
     if !succeeded(ended) && !options.may_fail {
         return Ok(end_like(ended));
     }
@@ -83,7 +87,8 @@ fn as_pid(child: &Child) -> Pid {
 
 /// From the program's end to the daemon's.
 fn run(options: &Options, watch: &mut Watch, pid_file: &Path) -> Result<i32, Error> {
-    watch.main = watch.find_daemon(options, pid_file)?;
+    let Some(main) = watch.find_daemon(options, pid_file)? else { return Ok(0) };
+    watch.main = main;
     if let Some(supervisor) = notify::Notifier::from_environment() {
         let _ = supervisor.send("READY=1");
     }
@@ -101,6 +106,8 @@ struct Watch {
     events: SignalFd,
     main: Pid,
     ended: Option<WaitStatus>,
+    /// It is to end: TERM has come.
+    stopping: bool,
 }
 
 impl Watch {
@@ -113,11 +120,25 @@ impl Watch {
         }
     }
 
-    fn find_daemon(&mut self, options: &Options, pid_file: &Path) -> Result<Pid, Error> {
+    /// TERM came before the daemon was known: one that is there by now gets it too.
+    fn end_daemon(&mut self, ended: WaitStatus, pid_file: &Path) -> Result<i32, Error> {
+        let Ok(daemon) = daemon(pid_file) else { return Ok(end_like(ended)) };
+        self.main = daemon;
+        let _ = kill(daemon, Signal::SIGTERM);
+        self.until_main_ends().map(end_like)
+    }
+
+    /// `None` when it is to end and there is none.
+    fn find_daemon(&mut self, options: &Options, pid_file: &Path) -> Result<Option<Pid>, Error> {
         let begin = Instant::now();
         loop {
             match daemon(pid_file) {
-                Ok(pid) => return Ok(pid),
+                Ok(pid) if self.stopping => {
+                    let _ = kill(pid, Signal::SIGTERM);
+                    return Ok(Some(pid));
+                }
+                Ok(pid) => return Ok(Some(pid)),
+                Err(_) if self.stopping => return Ok(None),
                 Err(how) if begin.elapsed() > PID_FILE_BOUND => {
                     return Err(Error::PidFile {
                         program: options.program.clone(),
@@ -140,7 +161,10 @@ impl Watch {
         while let Some(event) = self.events.read_signal().map_err(failed("read signals"))? {
             match Signal::try_from(event.ssi_signo as i32) {
                 Ok(Signal::SIGCHLD) => self.reap(),
-                Ok(signal) => drop(kill(self.main, signal)),
+                Ok(signal) => {
+                    self.stopping |= signal == Signal::SIGTERM;
+                    let _ = kill(self.main, signal);
+                }
                 Err(_) => (),
             }
         }

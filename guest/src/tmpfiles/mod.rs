@@ -93,8 +93,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Files that another part of systemd would remove again.
-const NEVER: [&str; 1] = ["/run/nologin"];
+/// A file that another part of systemd would remove again, and the journal, which nobody writes here.
+const NEVER: [&str; 3] = ["/run/nologin", "/run/log/journal", "/var/log/journal"];
 
 /// Reads the configuration and does it. Everything is tried; what failed is returned.
 pub fn run(options: &Options) -> Vec<Problem> {
@@ -102,8 +102,10 @@ pub fn run(options: &Options) -> Vec<Problem> {
         confdir::folders("tmpfiles.d").iter().map(|folder| below(&options.root, folder)).collect();
     let (mut entries, mut problems) =
         order::read(&confdir::files(&folders), options.boot, &|name| specifier::running(&options.root, name));
-    entries
-        .retain(|entry| options.part.takes(&entry.line.path) && !NEVER.contains(&entry.line.path.as_str()));
+    entries.retain(|entry| {
+        let path = &entry.line.path;
+        options.part.takes(path) && !NEVER.iter().any(|never| is_below(never, path))
+    });
     let accounts = Accounts::read(&options.root);
     let machine = apply::Machine { root: &options.root, accounts: &accounts };
     if options.boot {

@@ -202,7 +202,7 @@ fn a_link_of_a_user_leads_nowhere() {
 
 #[test]
 fn what_is_not_done_is_said_only_where_it_would_do_something() {
-    let lines = "a+ /var/log/journal - - - - group:adm:r-x\nh /var - - - - +C\nc /dev/null 0666 - - - 1:3\nb /dev/blk - - - - 7:0\nC /run/copy - - - - /no/source\nd /run/x 0755 nobody-known\n";
+    let lines = "a+ /run/log/journal - - - - group:adm:r-x\na+ /var/none - - - - group:adm:r-x\nh /var - - - - +C\nc /dev/null 0666 - - - 1:3\nb /dev/blk - - - - 7:0\nC /run/copy - - - - /no/source\nd /run/x 0755 nobody-known\n";
     let root = Root::new(&[("usr/lib/tmpfiles.d/a.conf", lines)]);
     root.file("dev/null", "");
     root.file("var/x", "");
