@@ -28,6 +28,14 @@ pub enum Command {
     Bake(Bake),
     /// Take the payload out of an image again
     Revert(Revert),
+    /// Check that an image is fit to boot
+    Verify(Verify),
+    /// Say what is in an image
+    Inspect(Inspect),
+    /// Say what changed from one image to another; ends with 21 when they differ
+    Diff(Diff),
+    /// Make the tar to ADD in a template's Dockerfile
+    Payload(Payload),
 }
 
 #[derive(Debug, Args)]
@@ -114,6 +122,53 @@ pub struct Revert {
     /// The image to write
     #[arg(long, short)]
     pub out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Verify {
+    pub image: PathBuf,
+    /// MiB that must be free
+    #[arg(long, value_name = "MIB")]
+    pub min_free: Option<u64>,
+    /// Inodes that must be free
+    #[arg(long, value_name = "COUNT")]
+    pub min_inodes: Option<u32>,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Inspect {
+    pub image: PathBuf,
+    /// Say what becomes of each enabled unit under our PID 1
+    #[arg(long)]
+    pub units: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Diff {
+    pub a: PathBuf,
+    pub b: PathBuf,
+    /// Times of change count too
+    #[arg(long)]
+    pub times: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Payload {
+    /// Folder of the guest's programs: init, envd-wrapper, vsock-relay
+    #[arg(long, value_name = "DIR")]
+    pub guest: PathBuf,
+    /// The tar to write
+    #[arg(long, short)]
+    pub out: PathBuf,
+    /// The machine: amd64 or arm64; that of the programs when not given
+    #[arg(long, value_parser = machine)]
+    pub arch: Option<Machine>,
 }
 
 /// What `make` hands to `bake` by environment, so that values with spaces arrive whole.

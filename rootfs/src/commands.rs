@@ -9,17 +9,21 @@ use std::{
 
 use crate::{
     build::{self, Geometry},
-    cli::{Bake, Build, Cli, Command, GeometryArgs, PayloadArgs, Revert},
+    cli::{Bake, Build, Cli, Command, Diff, GeometryArgs, Inspect, Payload, PayloadArgs, Revert, Verify},
+    diff::{self, Change, Difference},
     elf::Machine,
     exit::{Exit, Failure},
     ext4::Image,
     hash,
     inject::{self, Outcome, Request},
+    inspect,
     outcome::{self, Beside, ImageFacts, Input},
-    progress,
+    payload_tar, progress,
     revert::revert_in_place,
     source::{self, Source},
     tools::Tools,
+    units,
+    verify::{self, Floors, Verdict},
     workdir::Workdir,
 };
 
@@ -34,6 +38,10 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Inject(args) => inject(&args.base, &args.out, &args.payload),
         Command::Bake(args) => bake(&args),
         Command::Revert(args) => revert(&args),
+        Command::Verify(args) => verify(&args),
+        Command::Inspect(args) => inspect(&args),
+        Command::Diff(args) => diff(&args),
+        Command::Payload(args) => payload(&args),
     }
 }
 
@@ -230,5 +238,101 @@ fn revert(args: &Revert) -> Result<()> {
     // A manifest beside the output would describe what is no longer in it.
     let _ = fs::remove_file(outcome::path(workdir.output()));
     say(&format!("{} is as it was before envd-init {}", args.out.display(), reverted.manifest.version));
+    Ok(())
+}
+
+fn verify(args: &Verify) -> Result<()> {
+    let image = std::path::absolute(&args.image).map_err(|error| Failure::input(&args.image, &error))?;
+    let default = Floors::default();
+    let floors = Floors {
+        free_mib: args.min_free.unwrap_or(default.free_mib),
+        free_inodes: args.min_inodes.unwrap_or(default.free_inodes),
+    };
+    let checks = verify::verify(&image, &Tools::new(Path::new("/"), 1), floors)?;
+    let failed = checks.iter().filter(|check| check.verdict == Verdict::Failed).count();
+    if args.json {
+        print(&json(&serde_json::json!({ "ok": failed == 0, "checks": checks })));
+    } else {
+        let rows = checks.iter().map(|check| {
+            let word = match check.verdict {
+                Verdict::Ok => "ok",
+                Verdict::Warning => "warning",
+                Verdict::Failed => "FAILED",
+            };
+            format!("{word:<8} {:<14} {}\n", check.name, check.detail)
+        });
+        print(&rows.collect::<String>());
+    }
+    if failed == 0 {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::CheckFailed,
+        format!("{failed} of {} checks failed for {}", checks.len(), args.image.display()),
+    ))
+}
+
+fn inspect(args: &Inspect) -> Result<()> {
+    let image = Image::open(&args.image)?;
+    if args.units {
+        let survey = units::survey(&image)?;
+        print(&if args.json { json(&units::json(&survey)) } else { units::text(&survey) });
+        return Ok(());
+    }
+    let facts = inspect::facts(&image)?;
+    print(&if args.json { json(&facts) } else { inspect::text(&facts) });
+    Ok(())
+}
+
+fn diff(args: &Diff) -> Result<()> {
+    let differences = diff::diff(&Image::open(&args.a)?, &Image::open(&args.b)?, args.times)?;
+    if args.json {
+        print(&json(&differences));
+    } else {
+        print(&differences.iter().map(difference_line).collect::<String>());
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Differ, format!("{} differences", differences.len())))
+}
+
+fn difference_line(difference: &Difference) -> String {
+    let sign = match difference.change {
+        Change::Added => '+',
+        Change::Removed => '-',
+        Change::Changed => '~',
+    };
+    let what = if difference.what.is_empty() {
+        difference.kind.name().to_owned()
+    } else {
+        difference.what.join(", ")
+    };
+    format!("{sign} {}  {what}\n", difference.path)
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("nothing here has keys that JSON cannot hold") + "\n"
+}
+
+/// A reader that went away (`| head`) is no error.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+fn payload(args: &Payload) -> Result<()> {
+    let workdir = lock(&args.out)?;
+    let tar = payload_tar::make(&args.guest, args.arch, source_date_epoch()?.unwrap_or(0))?;
+    let part = workdir.path().join("payload");
+    fs::write(&part, &tar)
+        .map_err(|error| Failure::new(Exit::Output, format!("cannot write {}: {error}", part.display())))?;
+    workdir.publish(&part, workdir.output())?;
+    say(&format!(
+        "{} holds the payload ({} KiB, sha256 {})",
+        args.out.display(),
+        tar.len() / 1024,
+        hash::sha256(&tar)
+    ));
     Ok(())
 }

@@ -25,6 +25,7 @@ pub struct Beside<'a> {
 
 #[derive(Debug, Serialize)]
 pub struct ImageFacts {
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub sha256: String,
     pub bytes: u64,
     pub uuid: String,

@@ -209,7 +209,11 @@ impl<'a> Revert<'a> {
 }
 
 /// Whether a file of ours is as it was baked.
-pub fn is_unchanged(image: &Image, installed: &Installed, inode: &ext4::Inode) -> Result<bool> {
+pub fn is_unchanged(
+    image: &Image,
+    installed: &Installed,
+    inode: &ext4::Inode,
+) -> std::result::Result<bool, ext4::Error> {
     Ok(match &installed.what {
         InstalledKind::File { sha256, size, .. } => {
             inode.kind == Kind::File && inode.size == *size && tree::sha256(image, inode)? == *sha256

@@ -67,6 +67,18 @@ pub fn configuration(
     Ok(())
 }
 
+/// The sha256 that the image's configuration pins.
+pub fn pinned(image: &Image) -> std::result::Result<Option<String>, ext4::Error> {
+    let text = image.text(config::PATH)?.unwrap_or_default();
+    Ok(config::parse(&text, &Cmdline::parse("")).value.envd.sha256)
+}
+
+/// What is wrong in the image's configuration.
+pub fn configuration_problems(image: &Image) -> std::result::Result<Vec<String>, ext4::Error> {
+    let text = image.text(config::PATH)?.unwrap_or_default();
+    Ok(config::parse(&text, &Cmdline::parse("")).problems)
+}
+
 fn pin(image: &Image, name: &str, text: String, config: &Config, envd: &Envd) -> Result<String> {
     if let (Some(program), Some(pinned)) = (&config.envd.program, &config.envd.sha256) {
         let same = *program == envd.path && pinned.eq_ignore_ascii_case(&envd.sha256);
