@@ -1,6 +1,6 @@
 """The official E2B SDK's calls, as a user writes them, against localhost:49983.
 
-    steps.py MODE          MODE: calls | one | whoami
+    steps.py MODE          MODE: calls | after-kill | whoami
 
 One JSON line a step: {"name": …, "ok": …, "seconds": …, "detail": …}. Tokens are random, so that no canned answer passes.
 """
@@ -75,8 +75,13 @@ def calls():
     return all([step(name, lambda action=action: action(box[0])) for name, action in steps])
 
 
-def one():
-    return step("call right after envd was killed", lambda: echo(Sandbox.create()))
+def after_kill():
+    """Says that it is ready, and calls the moment it is told that envd was killed."""
+    sandbox = Sandbox.create()
+    echo(sandbox)
+    print(json.dumps({"ready": True}), flush=True)
+    sys.stdin.readline()
+    return step("call at once after the kill", lambda: echo(sandbox))
 
 
 def whoami():
@@ -84,4 +89,4 @@ def whoami():
 
 
 if __name__ == "__main__":
-    sys.exit(0 if {"calls": calls, "one": one, "whoami": whoami}[sys.argv[1]]() else 1)
+    sys.exit(0 if {"calls": calls, "after-kill": after_kill, "whoami": whoami}[sys.argv[1]]() else 1)

@@ -159,6 +159,14 @@ impl Bake {
         Ok(Image { path: out })
     }
 
+    /// The image without changes, made anew at `out`.
+    pub fn bake_to(&self, out: &Path) -> Result<Image> {
+        ensure!(self.changes.is_empty(), "an image with changes is made by bake()");
+        let base = self.base.clone().map_or_else(default_base, Ok)?;
+        self.bake_plain(&base, self.envd.path()?.as_deref(), out)?;
+        Ok(Image { path: out.to_owned() })
+    }
+
     /// The image without the changes.
     fn plain(&self) -> Result<PathBuf> {
         let base = self.base.clone().map_or_else(default_base, Ok)?;

@@ -5,12 +5,12 @@
 //! 1 a step failed, 3 something that the demo needs is missing.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,9 @@ use tests::{Envd, Image, Kernel, Via, Vm, paths, wait};
 
 const LISTEN: &str = "127.0.0.1:49983";
 /// How long the bridge may take to change or to return.
-const CHANGE: Duration = Duration::from_secs(60);
+const CHANGE: Duration = Duration::from_secs(55);
+/// The SDK's own bound on a request is a minute.
+const SDK_SCRIPT: &str = "tests/sdk/steps.py";
 
 /// One line of the table.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -45,11 +47,9 @@ fn main() -> ExitCode {
         eprintln!("demo: {error:#}");
         return ExitCode::from(3);
     }
-    let mut demo = Demo { steps: Vec::new(), folder: paths::root().join("target/demo"), logs: Vec::new() };
-    if let Err(error) = demo.run() {
-        eprintln!("demo: {error:#}");
-    }
-    match demo.finish() {
+    let mut demo = Demo { steps: Vec::new(), folder: paths::root().join("target/demo") };
+    let broke_off = demo.run().is_err();
+    match demo.finish(broke_off) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -62,49 +62,59 @@ fn main() -> ExitCode {
 /// What must be there before anything begins.
 fn ready() -> Result<()> {
     tests::require_root()?;
+    if let Some(Envd::File(path)) = Envd::real() {
+        ensure!(path.is_file(), "ENVD={} is no file", path.display());
+    }
     ensure!(
         std::net::TcpListener::bind(LISTEN).is_ok(),
-        "{LISTEN} is taken by another program, and the SDK's debug mode knows no other port: end that program first"
+        "{LISTEN} is taken by another program, and the SDK's debug mode knows no other port: end that program first \
+         (`ss -tlnp sport = 49983` names it)"
     );
     python().map(drop)
 }
 
 fn python() -> Result<PathBuf> {
-    let path = paths::root().join("target/tools/venv/bin/python");
+    let path = paths::root().join("target/tools/venv/bin/python3");
     ensure!(path.exists(), "{} is missing: run scripts/setup sdk", path.display());
     Ok(path)
 }
 
 struct Demo {
     steps: Vec<Step>,
+    /// Image, logs and result.
     folder: PathBuf,
-    logs: Vec<PathBuf>,
 }
 
 impl Demo {
+    /// An error is a step that failed and that the rest cannot do without; it stands in the table already.
     fn run(&mut self) -> Result<()> {
         fs::create_dir_all(&self.folder)?;
-        let image = self.step("bake rootfs.ext4", "", || Image::native().envd(Envd::preferred()).bake())?;
-        let vm = self.step("boot to a healthy envd", "", || boot(&image))?;
-        let outcome = self.with(&vm);
-        self.logs.push(vm.save_logs());
+        let rootfs = self.folder.join("rootfs.ext4");
+        let image =
+            self.step("bake rootfs.ext4", "", || Image::native().envd(Envd::preferred()).bake_to(&rootfs))?;
+        let vm = self.step("boot", "", || boot(&image))?;
+        let bridge_log = self.folder.join("bridge.log");
+        let outcome = self.with(&vm, &bridge_log);
+        vm.copy_logs(&self.folder)?;
+        if self.failed() > 0 {
+            diagnose(&vm, &self.folder.join("console.log"));
+        }
         outcome
     }
 
-    fn with(&mut self, vm: &Vm) -> Result<()> {
+    fn with(&mut self, vm: &Vm, bridge_log: &Path) -> Result<()> {
+        self.step("envd answers", "tcp", || vm.wait_healthy(Via::Tcp))?;
+        self.step("envd answers", "vsock", || vm.wait_healthy(Via::Vsock))?;
         self.step("POST /init", "tcp", || vm.init_envd(Via::Tcp))?;
-        let log = self.folder.join("bridge.log");
-        let bridge = self.step("start the bridge", "", || Bridge::start(vm, &log))?;
-        self.logs.push(bridge.log.clone());
+        let bridge = self.step("start the bridge", "", || Bridge::start(vm, bridge_log))?;
         self.sdk("calls", "tcp")?;
         self.step("break TCP in the namespace", "", || tcp(vm, "-I"))?;
         self.sdk("calls", "vsock")?;
-        self.step("the bridge took vsock", "", || bridge.uses("firecracker:"))?;
+        self.step("the bridge took vsock", "vsock", || bridge.uses("firecracker:"))?;
         self.step("heal TCP in the namespace", "", || tcp(vm, "-D"))?;
-        self.step("the bridge is back on tcp", "", || bridge.returns(vm))?;
-        self.sdk("calls", "tcp again")?;
-        self.step("SIGKILL envd", "", || kill_envd(vm))?;
-        self.sdk("one", "tcp")?;
+        self.step("the bridge is back on TCP", "tcp", || bridge.returns(vm))?;
+        self.sdk("calls", "tcp")?;
+        self.call_after_kill(vm)?;
         self.step("POST /init", "vsock", || vm.init_envd(Via::Vsock))?;
         self.sdk("whoami", "tcp")
     }
@@ -115,7 +125,13 @@ impl Demo {
         let result = action();
         let detail = result.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
         let seconds = begin.elapsed().as_secs_f64();
-        self.add(Step { name: name.to_owned(), route: route.to_owned(), ok: result.is_ok(), seconds, detail });
+        self.add(Step {
+            name: name.to_owned(),
+            route: route.to_owned(),
+            ok: result.is_ok(),
+            seconds,
+            detail,
+        });
         result
     }
 
@@ -124,40 +140,57 @@ impl Demo {
         self.steps.push(step);
     }
 
-    /// Runs the SDK; a step that fails is in the table, and the demo goes on.
+    /// Runs the SDK; a call that fails is in the table, and the demo goes on.
     fn sdk(&mut self, mode: &str, route: &str) -> Result<()> {
-        let mut child = Command::new(python()?)
-            .arg(paths::root().join("tests/sdk/steps.py"))
-            .arg(mode)
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start the SDK")?;
-        let output = child.stdout.take().context("the SDK's output")?;
-        let mut count = 0;
-        for json in BufReader::new(output).lines() {
-            let step: Step = serde_json::from_str(&json?).context("a line of the SDK's steps")?;
-            self.add(Step { route: route.to_owned(), ..step });
-            count += 1;
-        }
-        child.wait()?;
-        ensure!(count > 0, "the SDK's steps ended without a word");
+        let mut sdk = Sdk::start(mode)?;
+        ensure!(self.take_steps(&mut sdk, route)? > 0, "the SDK's script ended without a word");
         Ok(())
     }
 
-    fn finish(&self) -> Result<bool> {
-        let failed = self.steps.iter().filter(|step| !step.ok).count();
-        let passed = self.steps.len() - failed;
-        println!("\n{:<36} {:<10} {:>8}", "step", "route", "seconds");
-        self.steps.iter().for_each(|step| println!("{}", line(step)));
-        if failed > 0 {
-            self.logs.iter().for_each(|log| println!("see {}", log.display()));
+    fn take_steps(&mut self, sdk: &mut Sdk, route: &str) -> Result<usize> {
+        let mut count = 0;
+        while let Some(json) = sdk.line()? {
+            let step: Step =
+                serde_json::from_str(&json).with_context(|| format!("the SDK's script said {json}"))?;
+            self.add(Step { route: route.to_owned(), ..step });
+            count += 1;
         }
-        println!("result: {}", self.folder.join("result.json").display());
-        println!("{passed} passed, {failed} failed");
+        Ok(count)
+    }
+
+    /// The SDK holds a sandbox, envd is killed, and the next call comes at once.
+    fn call_after_kill(&mut self, vm: &Vm) -> Result<()> {
+        let mut sdk = Sdk::start("after-kill")?;
+        let ready = sdk.line()?.unwrap_or_default();
+        ensure!(ready.contains("ready"), "the SDK's script said {ready:?} instead of that it is ready");
+        let mark = vm.console().mark();
+        self.step("SIGKILL envd", "vsock", || kill_envd(vm))?;
+        sdk.go_on()?;
+        self.take_steps(&mut sdk, "tcp")?;
+        self.step("the console tells of the kill", "", || vm.console().wait_after(mark, "SIGKILL").map(drop))
+    }
+
+    fn failed(&self) -> usize {
+        self.steps.iter().filter(|step| !step.ok).count()
+    }
+
+    fn finish(&self, broke_off: bool) -> Result<bool> {
+        // What broke off outside of any step is a failure too.
+        let failed = self.failed().max(usize::from(broke_off));
+        let passed = self.steps.iter().filter(|step| step.ok).count();
+        println!("\n{:<30} {:<6} {:>8}", "step", "route", "seconds");
+        self.steps.iter().for_each(|step| println!("{}", line(step)));
+        println!();
+        if failed > 0 {
+            println!("logs:   {0}/console.log, {0}/bridge.log", self.folder.display());
+        }
         let envd = if Envd::real().is_some() { "real" } else { "stand-in" };
         let outcome = Outcome { passed, failed, envd, steps: &self.steps };
+        let result = self.folder.join("result.json");
         fs::create_dir_all(&self.folder)?;
-        fs::write(self.folder.join("result.json"), serde_json::to_vec_pretty(&outcome)?)?;
+        fs::write(&result, serde_json::to_vec_pretty(&outcome)?)?;
+        println!("result: {} (envd: {envd})", result.display());
+        println!("{passed} passed, {failed} failed");
         Ok(failed == 0)
     }
 }
@@ -165,15 +198,14 @@ impl Demo {
 fn line(step: &Step) -> String {
     let mark = if step.ok { "ok" } else { "FAILED" };
     let detail = if step.ok { String::new() } else { format!("  {}", step.detail) };
-    format!("{:<36} {:<10} {:>8.2} {mark}{detail}", step.name, step.route, step.seconds)
+    format!("{:<30} {:<6} {:>8.2}  {mark}{detail}", step.name, step.route, step.seconds)
 }
 
+/// Shows the guest's console from its first line on.
 fn boot(image: &Image) -> Result<Vm> {
     let vm = Vm::of(image).kernel(Kernel::preferred()).boot()?;
     vm.console().echo("guest | ");
     vm.console().wait("envd is healthy")?;
-    vm.wait_healthy(Via::Tcp)?;
-    vm.wait_healthy(Via::Vsock)?;
     Ok(vm)
 }
 
@@ -183,11 +215,67 @@ fn tcp(vm: &Vm, how: &str) -> Result<()> {
     vm.netns().run("iptables", &[&[how], &rule[..]].concat()).map(drop)
 }
 
+/// The shell that kills envd loses its connection by it: an answer means that envd lives.
 fn kill_envd(vm: &Vm) -> Result<()> {
-    let mark = vm.console().mark();
-    // It takes the shell's own connection with it.
-    let _ = vm.exec_as(Via::Vsock, "kill -KILL $(pidof envd)", Some("root"));
-    vm.console().wait_after(mark, "ended by SIGKILL").map(drop)
+    match vm.exec_as(Via::Vsock, "kill -KILL $(pidof envd); sleep 60", Some("root")) {
+        Ok(out) => bail!("envd lives on: {}{}", out.stdout, out.stderr),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Which hop is broken, as an operator would ask.
+fn diagnose(vm: &Vm, console: &Path) {
+    println!("demo: a step failed; what `envdctl doctor` says:");
+    let Ok(envdctl) = paths::host_bin("envdctl") else { return };
+    let _ = Command::new(envdctl)
+        .args(["doctor", "--listen", &format!("tcp:{LISTEN}"), "--netns", vm.netns().name()])
+        .args(["--route", &vm.tcp_endpoint(), "--route", &vm.vsock_endpoint(envd_api::PORT.into())])
+        .arg("--console")
+        .arg(console)
+        .status();
+}
+
+/// The script that drives the official SDK.
+struct Sdk {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Sdk {
+    fn start(mode: &str) -> Result<Self> {
+        let mut child = Command::new(python()?)
+            .arg(paths::root().join(SDK_SCRIPT))
+            .arg(mode)
+            .env("PYTHONWARNINGS", "ignore")
+            .env_remove("http_proxy")
+            .env_remove("HTTP_PROXY")
+            .env_remove("ALL_PROXY")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting the SDK's script")?;
+        let output = BufReader::new(child.stdout.take().context("the SDK's script has no output")?);
+        Ok(Self { child, output })
+    }
+
+    /// The next line that it prints; none when it has ended.
+    fn line(&mut self) -> Result<Option<String>> {
+        let mut line = String::new();
+        let read = self.output.read_line(&mut line).context("reading from the SDK's script")?;
+        Ok((read > 0).then(|| line.trim_end().to_owned()))
+    }
+
+    fn go_on(&mut self) -> Result<()> {
+        let input = self.child.stdin.as_mut().context("the SDK's script has no input")?;
+        input.write_all(b"go\n").context("telling the SDK's script to go on")
+    }
+}
+
+impl Drop for Sdk {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// The host bridge, ended when it is dropped.
@@ -201,16 +289,16 @@ impl Bridge {
         let file = File::create(log)?;
         let child = Command::new(paths::host_bin("envdctl")?)
             .args(["bridge", "--listen", &format!("tcp:{LISTEN}")])
-            .args(["--route", &vm.tcp_endpoint(), "--route", &vm.vsock_endpoint(49983)])
+            .args(["--route", &vm.tcp_endpoint(), "--route", &vm.vsock_endpoint(envd_api::PORT.into())])
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
-            .context("start envdctl bridge")?;
+            .context("starting envdctl bridge")?;
         let mut bridge = Self { child, log: log.to_owned() };
         wait::until("the bridge to listen", CHANGE, || {
-            ensure!(bridge.child.try_wait()?.is_none(), "the bridge ended: {}", bridge.text());
-            Ok(std::net::TcpStream::connect(LISTEN).ok())
+            ensure!(bridge.child.try_wait()?.is_none(), "the bridge ended: {}", bridge.text().trim());
+            Ok(health().ok())
         })?;
         Ok(bridge)
     }
@@ -219,26 +307,39 @@ impl Bridge {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its last word about routes names this one.
+    /// Its last word about routes leads to this one.
     fn uses(&self, route: &str) -> Result<()> {
         let text = self.text();
-        let last = text.lines().rev().find(|line| line.contains("route")).unwrap_or_default();
-        ensure!(last.contains(route), "the bridge's last word on routes is: {last}");
+        let last =
+            text.lines().rev().find(|line| line.contains(" -> ")).unwrap_or("(it said nothing of routes)");
+        let taken = last.split_once(" -> ").is_some_and(|(_, to)| to.starts_with(route));
+        ensure!(taken, "the bridge's last word on routes is: {last}");
         println!("demo: bridge | {last}");
         Ok(())
     }
 
     /// Clients keep coming until the preferred route is taken again.
     fn returns(&self, vm: &Vm) -> Result<()> {
-        let change = self.text().len();
-        wait::until("the bridge to return to tcp", CHANGE, || {
-            let _ = std::net::TcpStream::connect(LISTEN);
-            let text = self.text();
-            let said = text.get(change..).unwrap_or_default();
-            let back = said.lines().find(|line| line.contains("route") && line.contains(&vm.tcp_endpoint()));
-            Ok(back.map(|line| println!("demo: bridge | {line}")))
-        })
+        wait::until("the bridge to return to TCP", CHANGE, || {
+            let status = health()?;
+            if status != 204 {
+                bail!("GET /health through the bridge answered {status}");
+            }
+            Ok(self
+                .text()
+                .lines()
+                .any(|line| line.contains(&format!(" -> {}", vm.tcp_endpoint())))
+                .then_some(()))
+        })?;
+        self.uses("netns:")
     }
+}
+
+/// One request through the bridge.
+fn health() -> Result<u16> {
+    let stream = std::net::TcpStream::connect(LISTEN)?;
+    let request = tests::http::Request { method: "GET", target: envd_api::HEALTH, ..Default::default() };
+    Ok(tests::http::send(tests::http::Stream::Tcp(stream), &request, CHANGE)?.status)
 }
 
 impl Drop for Bridge {

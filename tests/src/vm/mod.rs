@@ -129,19 +129,25 @@ impl Vm {
         wait::until("the VM to end", wait::BOUND, || Ok(self.ended()))
     }
 
-    /// Copies console and logs to a folder under `target/vm-logs` and returns it.
-    pub fn save_logs(&self) -> PathBuf {
-        keep_logs(&self.files)
+    /// Copies `console.log`, `qemu.log` and `vsock.log` into a folder.
+    pub fn copy_logs(&self, folder: &Path) -> Result<()> {
+        copy_logs(&self.files, folder)
     }
 }
 
-fn keep_logs(files: &Files) -> PathBuf {
+fn keep_logs(files: &Files) {
     let name = files.dir.file_name().unwrap_or_default();
-    let dir = paths::root().join("target/vm-logs").join(name);
-    let _ = fs::create_dir_all(&dir);
-    for log in ["console.log", "qemu.log", "vsock.log"] {
-        let _ = fs::copy(files.at(log), dir.join(log));
+    let folder = paths::root().join("target/vm-logs").join(name);
+    match copy_logs(files, &folder) {
+        Ok(()) => eprintln!("the VM's console and logs are kept in {}", folder.display()),
+        Err(error) => eprintln!("the VM's logs could not be kept: {error:#}"),
     }
-    eprintln!("the VM's console and logs are kept in {}", dir.display());
-    dir
+}
+
+fn copy_logs(files: &Files, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    for log in ["console.log", "qemu.log", "vsock.log"].iter().filter(|log| files.at(log).exists()) {
+        fs::copy(files.at(log), folder.join(log))?;
+    }
+    Ok(())
 }
