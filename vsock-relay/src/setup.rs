@@ -34,7 +34,7 @@ pub(crate) fn join_cgroup(name: &str) {
         Ok(true) => info!("moved into cgroup {name}"),
         Ok(false) => {}
         Err(error) => {
-            warn!("cannot move into cgroup {name} ({error}): a freeze of the sandbox may stop the relay")
+            warn!("cannot move into cgroup {name} ({error}): a freeze of the sandbox may stop the relay");
         }
     }
 }

@@ -192,10 +192,10 @@ fn receive_answer(channel: BorrowedFd<'_>) -> io::Result<Option<(u32, Answer)>> 
         RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
         _ => None,
     });
-    let [a, b, c, d, e, f, g, h] = bytes;
-    let errno = i32::from_be_bytes([e, f, g, h]);
+    let word = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let errno = word(4) as i32;
     let answer = socket.ok_or_else(|| io::Error::from_raw_os_error(errno));
-    Ok(Some((u32::from_be_bytes([a, b, c, d]), answer)))
+    Ok(Some((word(0), answer)))
 }
 
 /// The broker's own loop: answers one request after the other until the bridge is gone.

@@ -85,7 +85,7 @@ async fn start(
         (Endpoint::Unix(path) | Endpoint::Firecracker { path, .. }, Some(broker)) => {
             match socket::dial(endpoint) {
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    Ok(broker.unix_connect(path).await.map(Dialed::Connected)?).map(Ok)
+                    Ok(Ok(Dialed::Connected(broker.unix_connect(path).await?)))
                 }
                 result => Ok(result),
             }

@@ -109,8 +109,15 @@ impl Fleet {
         }
     }
 
+    /// Serves the one entry that was given by flags; there a failure is final.
+    pub(super) async fn serve_only(&mut self, name: &str, entry: Entry) -> Result<(), ListenError> {
+        self.start(name, entry).await?;
+        self.enrol();
+        Ok(())
+    }
+
     /// Opens an entry's address and serves it.
-    pub(super) async fn start(&mut self, name: &str, entry: Entry) -> Result<(), ListenError> {
+    async fn start(&mut self, name: &str, entry: Entry) -> Result<(), ListenError> {
         let socket = bind(&entry.listen, self.world.broker.as_ref()).await?;
         let sandbox = Sandbox::new(name.to_owned(), entry.routes.clone(), self.world.clone());
         let listen = entry.listen.clone();

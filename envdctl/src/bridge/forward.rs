@@ -77,12 +77,11 @@ pub(super) async fn forward(
 ) -> Outcome {
     let mut bound = Bound::default();
     let mut timer = pin!(sleep_until(Instant::now()));
-    let outcome = poll_fn(|context| {
+    poll_fn(|context| {
         let mut driver = Driver { client: &mut *client, target: &mut *target, pump: &mut *pump };
         driver.poll(context, meter, &mut bound, timer.as_mut())
     })
-    .await;
-    outcome
+    .await
 }
 
 /// The end of the current phase.

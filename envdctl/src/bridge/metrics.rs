@@ -70,6 +70,7 @@ pub(super) struct RouteSample<'a> {
 }
 
 type SandboxValue = fn(&SandboxMetrics) -> u64;
+/// `None`: nothing to tell yet.
 type RouteValue = fn(&RouteSample<'_>) -> Option<f64>;
 
 const SANDBOX_SERIES: [(&str, &str, &str, SandboxValue); 6] = [
@@ -92,13 +93,13 @@ const ROUTE_SERIES: [(&str, &str, &str, RouteValue); 8] = [
         Some(f64::from(u8::from(r.in_use)))
     }),
     ("envd_bridge_route_connections_total", "counter", "Connections led over a route.", |r| {
-        count(&r.metrics.connections)
+        Some(count(&r.metrics.connections))
     }),
     ("envd_bridge_bytes_to_guest_total", "counter", "Bytes from clients to the guest.", |r| {
-        count(&r.metrics.bytes_up)
+        Some(count(&r.metrics.bytes_up))
     }),
     ("envd_bridge_bytes_from_guest_total", "counter", "Bytes from the guest to clients.", |r| {
-        count(&r.metrics.bytes_down)
+        Some(count(&r.metrics.bytes_down))
     }),
     ("envd_bridge_health_latency_seconds", "gauge", "How long the last answer to GET /health took.", |r| {
         r.latency.map(|latency| latency.as_secs_f64())
@@ -107,15 +108,15 @@ const ROUTE_SERIES: [(&str, &str, &str, RouteValue); 8] = [
         Some(r.metrics.probe_micros.get() as f64 / 1e6)
     }),
     ("envd_bridge_health_answers_total", "counter", "Answers to GET /health.", |r| {
-        count(&r.metrics.probes_well)
+        Some(count(&r.metrics.probes_well))
     }),
     ("envd_bridge_health_failures_total", "counter", "Probes that failed.", |r| {
-        count(&r.metrics.probes_failed)
+        Some(count(&r.metrics.probes_failed))
     }),
 ];
 
-fn count(counter: &Counter) -> Option<f64> {
-    Some(counter.get() as f64)
+fn count(counter: &Counter) -> f64 {
+    counter.get() as f64
 }
 
 /// The whole page.

@@ -124,17 +124,20 @@ impl Fatal for BridgeError {
             Self::Config(_) => Exit::BadInput,
             Self::Listen(listener::ListenError::Busy { .. }) => Exit::Busy,
             Self::Listen(listener::ListenError::Io { source, .. })
-                if source.kind() == io::ErrorKind::PermissionDenied =>
+                if source.kind() != io::ErrorKind::PermissionDenied =>
             {
-                Exit::NotPermitted
+                Exit::Failed
             }
-            Self::Listen(listener::ListenError::Broker { source: broker::BrokerError::Absent, .. })
-            | Self::NotPermitted { .. } => Exit::NotPermitted,
-            Self::SameRoute { .. } => Exit::Usage,
-            Self::Privilege(
+            Self::Listen(
+                listener::ListenError::Io { .. }
+                | listener::ListenError::Broker { source: broker::BrokerError::Absent, .. },
+            )
+            | Self::NotPermitted { .. }
+            | Self::Privilege(privilege::PrivilegeError::NotRoot) => Exit::NotPermitted,
+            Self::SameRoute { .. }
+            | Self::Privilege(
                 privilege::PrivilegeError::NoUser { .. } | privilege::PrivilegeError::NoGroup { .. },
             ) => Exit::Usage,
-            Self::Privilege(privilege::PrivilegeError::NotRoot) => Exit::NotPermitted,
             _ => Exit::Failed,
         }
     }

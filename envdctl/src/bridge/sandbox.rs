@@ -373,12 +373,11 @@ impl Client {
     /// Leads the client over `route`; whether it is through. `false`: nothing was sent, another try is allowed.
     async fn attempt(&mut self, sandbox: &Arc<Sandbox>, index: usize, pump: &mut Pump) -> bool {
         let route = &sandbox.routes[index];
-        let connected = match connect(&route.endpoint, sandbox.world.broker.as_ref(), CONNECT_LIMIT).await {
-            Ok(connected) => connected,
-            Err(_) => {
-                sandbox.doubt(index);
-                return false;
-            }
+        // Why it failed is found out, and said, by the probe that the doubt brings.
+        let Ok(connected) = connect(&route.endpoint, sandbox.world.broker.as_ref(), CONNECT_LIMIT).await
+        else {
+            sandbox.doubt(index);
+            return false;
         };
         if let Some(open) = sandbox.lock().open.get_mut(&self.presence.id) {
             open.route = Some(index);

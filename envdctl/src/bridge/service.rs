@@ -100,7 +100,7 @@ impl Service {
                 .clone()
                 .ok_or_else(|| setup("reading the flags")(io::ErrorKind::InvalidInput.into()))?;
             let entry = Entry { listen, routes: self.args.route.clone() };
-            return self.fleet.start(ONLY, entry).await.map_err(BridgeError::Listen);
+            return self.fleet.serve_only(ONLY, entry).await.map_err(BridgeError::Listen);
         };
         // Watched first: a change while it is read is not missed.
         match Watch::new(path) {
@@ -159,7 +159,7 @@ impl Service {
                 say(Level::Info, None, "reload", &text, &[("sandboxes", &count)]);
             }
             Err(error) => {
-                say(Level::Error, None, "reload", &format!("{error}; everything is left as it was"), &[])
+                say(Level::Error, None, "reload", &format!("{error}; everything is left as it was"), &[]);
             }
         }
         notify(&format!("READY=1\nSTATUS=serving {} sandboxes", self.fleet.len()));

@@ -1,0 +1,244 @@
+//! The bridge as a program, between real sockets: routes break in every way that matters, and clients do not suffer.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod fake;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, Instant};
+
+use fake::{Behaviour, Bridge, Envd, Vmm, get, request};
+use tests::net::NetNs;
+use tests::wait;
+
+/// Far more than any of this takes; what is broken does not end at all.
+const BOUND: Duration = Duration::from_secs(30);
+
+fn until(what: &str, look: impl Fn() -> bool) {
+    wait::until(what, BOUND, || Ok(look().then_some(()))).unwrap();
+}
+
+/// A namespace with envd's address in it, an envd there, and another one behind a VMM's socket.
+struct Bed {
+    ns: NetNs,
+    tcp: Envd,
+    _vmm: Vmm,
+    bridge: Bridge,
+}
+
+impl Bed {
+    fn new(name: &str) -> Self {
+        tests::require_root().unwrap();
+        let ns = NetNs::new(&format!("{name}-{}", std::process::id())).unwrap();
+        ns.ip(&["addr", "add", "169.254.0.21/32", "dev", "lo"]).unwrap();
+        let tcp = Envd::in_namespace(&ns, "tcp");
+        let vmm = Vmm::new("vsock");
+        let routes = [
+            format!("netns:{}/tcp:169.254.0.21:49983", ns.name()),
+            format!("firecracker:{}:49983", vmm.path().display()),
+        ];
+        let bridge = Bridge::start(&routes, &["--return-after", "1"]);
+        Self { ns, tcp, _vmm: vmm, bridge }
+    }
+
+    /// Asks until somebody answers: a request that was on its way when a route broke may be lost, the next is not.
+    fn served_by(&self, tag: &str) -> Duration {
+        let begun = Instant::now();
+        until(tag, || get(&self.bridge.address(), "/tag").is_ok_and(|answer| answer == tag));
+        begun.elapsed()
+    }
+}
+
+fn changes_over(name: &str, break_it: impl Fn(&Bed), heal_it: impl Fn(&Bed)) {
+    let bed = Bed::new(name);
+    assert_eq!(get(&bed.bridge.address(), "/tag").unwrap(), "tcp");
+    let mut pooled = TcpStream::connect(bed.bridge.address()).unwrap();
+    assert_eq!(request(&mut pooled, "/tag").unwrap(), "tcp");
+    break_it(&bed);
+    let elapsed = bed.served_by("vsock");
+    println!("{name}: served over the other route after {} ms", elapsed.as_millis());
+    // A pool finds out that its connection is no good: it has been closed.
+    pooled.set_read_timeout(Some(BOUND)).unwrap();
+    assert!(matches!(pooled.read(&mut [0; 1]), Ok(0) | Err(_)) && pooled.take_error().unwrap().is_none());
+    // A stream over the route that is well outlives the return to the other.
+    let mut stream = TcpStream::connect(bed.bridge.address()).unwrap();
+    assert_eq!(request(&mut stream, "/tag").unwrap(), "vsock");
+    heal_it(&bed);
+    bed.served_by("tcp");
+    assert_eq!(request(&mut stream, "/tag").unwrap(), "vsock");
+    let log = bed.bridge.log();
+    assert_eq!(log.lines().filter(|line| line.contains(" -> ")).count(), 2, "one line a change:\n{log}");
+}
+
+#[test]
+fn a_route_whose_port_is_closed_is_left_and_taken_back() {
+    changes_over("brclosed", |bed| bed.tcp.close(), |bed| bed.tcp.reopen(&bed.ns));
+}
+
+#[test]
+fn a_route_that_drops_packets_is_left_and_taken_back() {
+    let rule = ["INPUT", "-p", "tcp", "--dport", "49983", "-j", "DROP"];
+    changes_over(
+        "brdrop",
+        |bed| drop(bed.ns.run("iptables", &[&["-A"], &rule[..]].concat()).unwrap()),
+        |bed| drop(bed.ns.run("iptables", &[&["-D"], &rule[..]].concat()).unwrap()),
+    );
+}
+
+#[test]
+fn a_route_that_connects_and_resets_is_left_and_taken_back() {
+    changes_over("brreset", |bed| bed.tcp.behave(Behaviour::Reset), |bed| bed.tcp.behave(Behaviour::Serve));
+}
+
+#[test]
+fn a_route_that_accepts_and_hangs_is_left_and_taken_back() {
+    changes_over("brhang", |bed| bed.tcp.behave(Behaviour::Hang), |bed| bed.tcp.behave(Behaviour::Serve));
+}
+
+#[test]
+fn a_client_waits_while_nobody_answers_and_is_then_served() {
+    let envd = Envd::new("late");
+    envd.close();
+    let bridge = Bridge::start(&[envd.route()], &[]);
+    let address = bridge.address();
+    let waiting = std::thread::spawn(move || get(&address, "/tag"));
+    until("the client to wait", || bridge.log().contains("no route answers; 1 clients wait"));
+    envd.reopen_here();
+    assert_eq!(waiting.join().unwrap().unwrap(), "late");
+}
+
+#[test]
+fn a_client_that_leaves_while_it_waits_never_reaches_the_guest() {
+    let envd = Envd::new("late");
+    envd.close();
+    let bridge = Bridge::start(&[envd.route()], &[]);
+    for _ in 0..20 {
+        let mut client = TcpStream::connect(bridge.address()).unwrap();
+        client.write_all(b"GET /stale HTTP/1.1\r\n\r\n").unwrap();
+    }
+    let metrics = || bridge.metrics();
+    until("the clients to be forgotten", || metrics().contains("connections_open{sandbox=\"sandbox\"} 0\n"));
+    envd.reopen_here();
+    assert_eq!(get(&bridge.address(), "/tag").unwrap(), "late");
+    assert_eq!(envd.count("/stale"), 0);
+}
+
+#[test]
+fn a_request_that_was_sent_is_never_sent_again() {
+    let (first, second) = (Envd::new("first"), Envd::new("second"));
+    let bridge = Bridge::start(&[first.route(), second.route()], &[]);
+    assert_eq!(get(&bridge.address(), "/tag").unwrap(), "first");
+    // Read by the first, which dies over it.
+    assert!(get(&bridge.address(), "/die").is_err());
+    assert_eq!((first.count("/die"), second.count("/die")), (1, 0));
+}
+
+#[test]
+fn a_connection_that_the_vmm_refuses_at_first_is_dialled_again() {
+    let vmm = Vmm::new("vsock");
+    let bridge = Bridge::start(&[format!("firecracker:{}:49983", vmm.path().display())], &[]);
+    assert_eq!(get(&bridge.address(), "/tag").unwrap(), "vsock");
+    vmm.refuse_next(3);
+    assert_eq!(get(&bridge.address(), "/tag").unwrap(), "vsock");
+    assert_eq!(vmm.malformed(), 0, "every CONNECT came in one piece");
+}
+
+#[test]
+fn through_a_vmm_that_breaks_half_close_answers_come_whole() {
+    let vmm = Vmm::new("vsock");
+    let bridge = Bridge::start(&[format!("firecracker:{}:49983", vmm.path().display())], &[]);
+    // A client that half-closes after its request.
+    let mut client = TcpStream::connect(bridge.address()).unwrap();
+    client.write_all(b"GET /slow HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with(&"x".repeat(1 << 20)), "{} bytes", answer.len());
+    // An early 413 while the client still sends.
+    let mut client = TcpStream::connect(bridge.address()).unwrap();
+    let mut sender = client.try_clone().unwrap();
+    let sending = std::thread::spawn(move || {
+        let _ = sender.write_all(b"POST /early HTTP/1.1\r\nContent-Length: 100000000\r\n\r\n");
+        let block = vec![0; 1 << 16];
+        while sender.write_all(&block).is_ok() {}
+    });
+    let mut head = [0; 12];
+    client.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 413");
+    drop(client);
+    sending.join().unwrap();
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_one_in_use_is_refused() {
+    let envd = Envd::new("e");
+    let dir = fake::dir();
+    let path = dir.path().join("listen.sock");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let listen = format!("unix:{}", path.display());
+    let first = Bridge::start_with(&["--listen", &listen, "--route", &envd.route()]);
+    until("the bridge", || first.log().contains("listening on unix:"));
+    let second = Bridge::start_with(&["--listen", &listen, "--route", &envd.route()]);
+    assert_eq!(second.exit_code(), 7);
+    let log = second.log();
+    assert!(log.contains("another process has it") && log.lines().count() <= 2, "{log}");
+}
+
+#[test]
+fn a_socket_deeper_than_an_address_allows_is_reached() {
+    let dir = fake::dir();
+    let deep = dir.path().join("d".repeat(100)).join("e".repeat(100));
+    std::fs::create_dir_all(&deep).unwrap();
+    let vmm = Vmm::at(&deep, "deep");
+    let bridge = Bridge::start(&[format!("firecracker:{}:49983", vmm.path().display())], &[]);
+    assert_eq!(get(&bridge.address(), "/tag").unwrap(), "deep");
+}
+
+#[test]
+fn a_folder_of_sandboxes_is_followed_without_touching_the_others() {
+    let (envd, dir) = (Envd::new("kept"), fake::dir());
+    let entry = |name: &str, route: &str| {
+        let listen = dir.path().join(format!("{name}.sock"));
+        let text = format!("listen = 'unix:{}'\nroutes = ['{route}']\n", listen.display());
+        let (file, temporary) = (dir.path().join(format!("{name}.toml")), dir.path().join(".tmp"));
+        std::fs::write(&temporary, text).unwrap();
+        std::fs::rename(temporary, file).unwrap();
+        listen
+    };
+    let kept = entry("kept", &envd.route());
+    let bridge = Bridge::start_with(&["--config", &dir.path().display().to_string()]);
+    until("the first", || bridge.log().contains("kept: listening on"));
+    let mut open = std::os::unix::net::UnixStream::connect(&kept).unwrap();
+    assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
+    let many: Vec<_> = (0..500).map(|number| entry(&format!("s{number}"), &envd.route())).collect();
+    entry("broken", "nonsense");
+    until("the last of many", || many.iter().all(|listen| listen.exists()));
+    until("the refusal", || bridge.log().contains("broken: error: ") && bridge.log().contains("not served"));
+    assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
+    let mut one = std::os::unix::net::UnixStream::connect(&many[250]).unwrap();
+    assert_eq!(request(&mut one, "/tag").unwrap(), "kept");
+    std::fs::remove_file(dir.path().join("s250.toml")).unwrap();
+    until("the removal", || !many[250].exists());
+    assert!(request(&mut one, "/tag").is_err(), "a sandbox that is gone has no connections");
+    assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
+}
+
+#[test]
+fn what_is_wrong_on_the_command_line_is_said_in_one_line_with_its_code() {
+    let listen = ["--listen", "tcp:127.0.0.1:1"];
+    for (args, code, says) in [
+        (&["--route", "udp:1.2.3.4:5"][..], 2, "is no endpoint"),
+        (&["--route", "tcp:example.org:5"], 2, "example.org"),
+        (&["--route", "unix:/a", "--route", "unix:/a"], 2, "given twice"),
+        (&["--route", "unix:/a", "--user", "nobody-of-this-name"], 2, "nobody-of-this-name"),
+        (&["--route", "unix:/a", "--hold", "never"], 2, "--hold"),
+    ] {
+        let bridge = Bridge::start_with(&[&listen[..], args].concat());
+        assert_eq!(bridge.exit_code(), code, "{args:?}: {}", bridge.log());
+        assert!(bridge.log().contains(says), "{args:?}: {}", bridge.log());
+    }
+    let absent = Bridge::start_with(&["--listen", "tcp:10.11.0.2:49983", "--route", "unix:/a"]);
+    assert_eq!(absent.exit_code(), 1);
+    assert!(absent.log().contains("this machine has no such address"), "{}", absent.log());
+}
