@@ -147,7 +147,9 @@ fn make_devices(contents: &Contents, tools: &Tools, path: &std::path::Path) -> R
         }
         let parent = image.locate_link(tree::parent(path))?.inode.ino;
         let kind = if wanted.kind == Kind::Char { 'c' } else { 'b' };
-        script.mknod(parent, tree::name(path), kind, device)?;
+        // debugfs takes no larger numbers; `fix` sets the real ones.
+        let small = (device.0.min(1), device.1.min(1));
+        script.mknod(parent, tree::name(path), kind, if device.1 > 0xffff { small } else { device })?;
     }
     Ok(run_script(tools, path, &script)?)
 }
@@ -182,6 +184,11 @@ fn fix(script: &mut Script, node: &Node, wanted: &Wanted, epoch: u64) -> Result<
     }
     if node.gid != wanted.gid {
         script.set(target, "gid", wanted.gid)?;
+    }
+    if let Some((major, minor)) = wanted.device.filter(|_| node.device != wanted.device) {
+        // The kernel's new encoding: 12 bits of major number, 20 of minor.
+        script.set(target, "block[0]", 0)?;
+        script.set(target, "block[1]", minor & 0xff | major << 8 | (minor & !0xff) << 12)?;
     }
     fix_times(script, node, wanted.mtime, epoch)
 }

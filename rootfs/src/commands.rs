@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     process,
 };
@@ -79,9 +79,6 @@ fn build(args: &Build) -> Result<()> {
 fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -> Result<(Input, Tools)> {
     let given = source_date_epoch()?;
     let source = read_source(base, workdir, given)?;
-    for note in &source.notes {
-        say(&format!("note: {note}"));
-    }
     let tools = Tools::new(workdir.path(), build::epoch(&source, given));
     let geometry =
         Geometry { size_mib: args.size, label: Some(args.label.clone()), uuid: args.uuid, reserve_mib };
@@ -98,11 +95,7 @@ fn read_source(base: &Path, workdir: &Workdir, latest: Option<u64>) -> Result<So
         return Ok(source::scan(base, latest)?);
     }
     let _step = progress::step("read", "unpacking the tar", None);
-    let input: Box<dyn Read> = if base == Path::new("-") {
-        Box::new(io::stdin().lock())
-    } else {
-        Box::new(File::open(base).map_err(|error| Failure::input(base, &error))?)
-    };
+    let input = source::input::open(base).map_err(|error| Failure::input(base, &error))?;
     Ok(source::unpack(input, &workdir.path().join("tree"), latest)?)
 }
 

@@ -134,7 +134,7 @@ impl Plan {
 
     /// Finds out where each item really goes and what is there now.
     pub fn resolve(&self, image: &Image) -> Result<Resolved> {
-        let mut resolved = Resolved::default();
+        let mut resolved = Resolved { tiny_dirs: image.superblock.has_inline_data(), ..Resolved::default() };
         for item in &self.items {
             resolved.add(image, item)?;
         }
@@ -159,6 +159,8 @@ pub struct Resolved {
     /// Directories to make, parents first, with their modes.
     dirs: Vec<(Vec<u8>, u16)>,
     files: Vec<Placed>,
+    /// New directories are tiny in this image, and have to be expanded before names are moved into them.
+    tiny_dirs: bool,
     /// Directories of the image in which names come or go.
     touched: BTreeMap<Vec<u8>, ext4::Inode>,
 }
@@ -298,8 +300,12 @@ impl Resolved {
             script.mkdir(dir)?;
             own(&mut script, dir, Kind::Dir, *mode, epoch)?;
         }
+        let mut expanded = BTreeSet::new();
         for file in &self.files {
             if let Some((ino, to)) = &file.displaced {
+                if self.tiny_dirs && expanded.insert(tree::parent(to)) {
+                    script.expand(tree::parent(to))?;
+                }
                 script.rename(*ino, &file.path, to)?;
             }
         }

@@ -60,6 +60,11 @@ impl Script {
         self.line(&["unlink"], &[Target::Path(from)], &[])
     }
 
+    /// Gives a directory one more block. `ln` needs that where a directory is full; the other commands see to it themselves.
+    pub fn expand(&mut self, path: &[u8]) -> Result<()> {
+        self.line(&["expand_dir"], &[Target::Path(path)], &[])
+    }
+
     /// Makes a device node called `name` in a directory.
     pub fn mknod(&mut self, dir: Ino, name: &[u8], kind: char, device: (u32, u32)) -> Result<()> {
         self.line(&["cd"], &[Target::Inode(dir)], &[])?;

@@ -65,6 +65,7 @@ const COMPAT_SPARSE_SUPER2: u32 = 0x200;
 const INCOMPAT_NEEDS_RECOVERY: u32 = 0x4;
 const INCOMPAT_META_BG: u32 = 0x10;
 const INCOMPAT_64BIT: u32 = 0x80;
+const INCOMPAT_INLINE_DATA: u32 = 0x8000;
 const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
 
 #[derive(Debug, Clone)]
@@ -222,6 +223,11 @@ impl Superblock {
 
     pub fn needs_recovery(&self) -> bool {
         self.incompat & INCOMPAT_NEEDS_RECOVERY != 0
+    }
+
+    /// Small directories then lie in their inodes, with room for a few names only.
+    pub fn has_inline_data(&self) -> bool {
+        self.incompat & INCOMPAT_INLINE_DATA != 0
     }
 
     pub fn size(&self) -> u64 {

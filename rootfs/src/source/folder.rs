@@ -6,12 +6,12 @@ use std::{
     fs,
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
-        fs::{FileTypeExt, MetadataExt},
+        fs::MetadataExt,
     },
     path::Path,
 };
 
-use super::{Contents, Error, Source, Wanted, lossy};
+use super::{Contents, Error, Source, Wanted};
 use crate::{ext4::Kind, hash, tree};
 use sha2::{Digest, Sha256};
 
@@ -29,17 +29,12 @@ pub fn scan(folder: &Path, latest: Option<i64>) -> Result<Source> {
         contents: Contents::new(),
         links: Vec::new(),
         sha256: String::new(),
-        notes: Vec::new(),
     };
     let mut shared: HashMap<(u64, u64), Vec<Vec<u8>>> = HashMap::new();
     let mut todo = vec![b"/".to_vec()];
     while let Some(path) = todo.pop() {
         let host = source.folder.join(OsStr::from_bytes(&path[1..]));
         let meta = fs::symlink_metadata(&host).map_err(io_error("look at", &host))?;
-        if meta.file_type().is_socket() {
-            source.notes.push(format!("{} is a socket and was left out", lossy(&path)));
-            continue;
-        }
         if meta.is_dir() {
             for entry in fs::read_dir(&host).map_err(io_error("read", &host))? {
                 let name = entry.map_err(io_error("read", &host))?.file_name().into_vec();

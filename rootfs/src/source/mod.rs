@@ -4,6 +4,7 @@
 //! whoever runs this; owners, modes, attributes and device nodes are in the list, and go into the image afterwards. So no root is needed.
 
 mod folder;
+pub mod input;
 mod stage;
 pub mod tar;
 
@@ -55,8 +56,6 @@ pub struct Source {
     pub links: Vec<Vec<Vec<u8>>>,
     /// SHA-256 of the tar, or of the list of a directory's contents.
     pub sha256: String,
-    /// What was left out, and why.
-    pub notes: Vec<String>,
 }
 
 impl Source {

@@ -36,7 +36,7 @@ pub fn unpack(input: impl Read, folder: &Path, latest: Option<i64>) -> Result<So
     stage.set_times()?;
     let sha256 = archive.into_inner().finish();
     let links = stage.links.into_iter().filter(|group| group.len() > 1).collect();
-    Ok(Source { folder: folder.to_owned(), contents: stage.contents, links, sha256, notes: stage.notes })
+    Ok(Source { folder: folder.to_owned(), contents: stage.contents, links, sha256 })
 }
 
 struct Stage<'a> {
@@ -45,7 +45,6 @@ struct Stage<'a> {
     contents: Contents,
     /// Names of one file, the first one first.
     links: Vec<Vec<Vec<u8>>>,
-    notes: Vec<String>,
     buffer: Vec<u8>,
 }
 
@@ -62,7 +61,7 @@ fn dir(mtime: i64) -> Wanted {
 impl<'a> Stage<'a> {
     fn new(folder: &'a Path, latest: Option<i64>) -> Self {
         let contents = Contents::from([(b"/".to_vec(), dir(0))]);
-        Self { folder, latest, contents, links: Vec::new(), notes: Vec::new(), buffer: vec![0; CHUNK] }
+        Self { folder, latest, contents, links: Vec::new(), buffer: vec![0; CHUNK] }
     }
 
     fn host(&self, path: &[u8]) -> PathBuf {

@@ -1,0 +1,315 @@
+//! Injecting, upgrading, changing modes and reverting, on images of many geometries, and what a kill leaves behind.
+
+mod support;
+
+use std::{fs, path::Path};
+
+use ext4_view::Ext4;
+use rootfs::ext4::Image;
+use support::*;
+
+fn leads_to(image: &Path, path: &str) -> String {
+    let image = Image::open(image).expect("opens");
+    String::from_utf8(image.locate(path.as_bytes()).expect("there").real).expect("text")
+}
+
+fn read(image: &Path, path: &str) -> Vec<u8> {
+    let image = Image::open(image).expect("opens");
+    image.contents(&image.locate(path.as_bytes()).expect("there").inode).expect("read")
+}
+
+fn envd(bench: &Bench, tag: &str) -> String {
+    let path = bench.path(&format!("envd-{tag}"));
+    fs::write(&path, elf(X86_64, &format!("envd {tag}"))).expect("written");
+    path.display().to_string()
+}
+
+#[test]
+fn an_injected_image_boots_our_init_and_a_reverted_one_is_the_base() {
+    for merged in [true, false] {
+        let bench = Bench::new();
+        let base = bench.image("base", &debian(merged));
+        let before = fs::read(&base).expect("read");
+        let given = envd(&bench, "1");
+        let out = bench.inject(&base, "out.ext4", &["--envd", &given]);
+        assert_clean(&out);
+        assert_eq!(leads_to(&out, "/sbin/init"), "/usr/lib/envd-init/init");
+        assert_eq!(leads_to(&out, "/bin/systemctl"), "/usr/lib/envd-init/init");
+        let independent = Ext4::load_from_path(&out).expect("ext4-view reads it");
+        assert_eq!(independent.read("/usr/bin/envd").expect("read"), elf(X86_64, "envd 1"));
+        assert_eq!(independent.read("/usr/lib/envd-init/init").expect("read"), elf(X86_64, "init 1"));
+        let saved = "/usr/lib/envd-init/saved/usr/bin/systemctl";
+        assert_eq!(independent.read(saved).expect("read"), elf(X86_64, "systemctl of the image"));
+        let verified = bench.rootfs().arg("verify").arg(&out).arg("--min-free=8").output().expect("runs");
+        assert!(verified.status.success(), "{}", said(&verified));
+        let reverted = bench.revert(&out, "reverted.ext4");
+        assert_clean(&reverted);
+        bench.same(&base, &reverted);
+        assert_eq!(fs::read(&base).expect("read"), before, "the base is as it was");
+    }
+}
+
+/// Images that other tools made: each feature that a root filesystem may have.
+#[test]
+fn images_of_every_geometry_are_injected_and_reverted() {
+    let geometries: [(&str, &[&str]); 10] = [
+        ("default", &["-t", "ext4"]),
+        (
+            "platform",
+            &[
+                "-t",
+                "ext4",
+                "-b",
+                "4096",
+                "-i",
+                "4096",
+                "-m",
+                "0",
+                "-O",
+                "^64bit,^dir_index,^dir_nlink,inline_data,sparse_super2",
+            ],
+        ),
+        ("block-1k", &["-t", "ext4", "-b", "1024"]),
+        ("ext2", &["-t", "ext2"]),
+        ("ext3-128", &["-t", "ext3", "-I", "128"]),
+        ("no-journal", &["-t", "ext4", "-O", "^has_journal,^metadata_csum"]),
+        ("64bit", &["-t", "ext4", "-O", "64bit,metadata_csum_seed"]),
+        ("meta-bg", &["-t", "ext4", "-O", "meta_bg,^resize_inode"]),
+        ("bigalloc", &["-t", "ext4", "-O", "bigalloc", "-C", "16384"]),
+        ("ea-inode", &["-t", "ext4", "-O", "ea_inode,large_dir"]),
+    ];
+    for (name, options) in geometries {
+        let bench = Bench::new();
+        let mut entries = debian(true);
+        // Directories of several blocks, hash-indexed where the filesystem does that.
+        entries.push(dir("./many"));
+        entries
+            .extend((0..300).map(|index| file(format!("./many/a name that takes some room {index}"), "x")));
+        let base = bench.foreign_image(name, &entries, options);
+        let given = envd(&bench, "1");
+        let out = bench.inject(&base, "out.ext4", &["--envd", &given]);
+        assert_clean(&out);
+        assert_eq!(leads_to(&out, "/sbin/init"), "/usr/lib/envd-init/init", "{name}");
+        bench.same(&base, &bench.revert(&out, "reverted.ext4"));
+    }
+}
+
+#[test]
+fn a_newer_version_replaces_an_older_one_and_revert_still_leads_to_the_original() {
+    let bench = Bench::new();
+    let base = bench.image("base", &debian(true));
+    let given = envd(&bench, "1");
+    let first = bench.inject(&base, "first.ext4", &["--envd", &given]);
+    fs::write(bench.path("guest/init"), elf(X86_64, "init 2")).expect("written");
+    let second = bench.inject(&first, "second.ext4", &[]);
+    assert_eq!(read(&second, "/usr/lib/envd-init/init"), elf(X86_64, "init 2"));
+    assert_eq!(read(&second, "/usr/bin/envd"), elf(X86_64, "envd 1"), "the envd that was baked in is kept");
+    let fresh = bench.inject(&base, "fresh.ext4", &["--envd", &given]);
+    bench.same(&fresh, &second);
+    bench.same(&base, &bench.revert(&second, "reverted.ext4"));
+}
+
+#[test]
+fn native_and_keep_follow_each_other_without_a_trace() {
+    let bench = Bench::new();
+    let base = bench.image("base", &debian(true));
+    let native = bench.inject(&base, "native.ext4", &[]);
+    let keep = bench.inject(&native, "keep.ext4", &["--init", "keep"]);
+    assert_eq!(leads_to(&keep, "/sbin/init"), "/usr/lib/systemd/systemd");
+    let again = bench.inject(&keep, "again.ext4", &[]);
+    bench.same(&native, &again);
+    bench.same(&base, &bench.revert(&keep, "reverted.ext4"));
+}
+
+#[test]
+fn what_came_after_the_bake_stays_and_is_said() {
+    let bench = Bench::new();
+    let base = bench.image("base", &debian(true));
+    let out = bench.inject(&base, "out.ext4", &[]);
+    let script = bench.path("script");
+    let own = bench.path("own");
+    fs::write(&own, "mine").expect("written");
+    let diversions = bench.path("diversions");
+    let now = [read(&out, "/var/lib/dpkg/diversions"), b"/a\n/a.theirs\ntheirs\n".to_vec()].concat();
+    fs::write(&diversions, now).expect("written");
+    let text = format!(
+        "write {} /usr/lib/envd-init/mine\nrm /var/lib/dpkg/diversions\nwrite {} /var/lib/dpkg/diversions\n",
+        own.display(),
+        diversions.display()
+    );
+    fs::write(&script, text).expect("written");
+    assert!(
+        tool("debugfs").arg("-w").arg("-f").arg(&script).arg(&out).output().expect("runs").status.success()
+    );
+    let reverted = bench.path("reverted.ext4");
+    let output = bench.rootfs().arg("revert").arg(&out).arg("-o").arg(&reverted).output().expect("runs");
+    assert!(said(&output).contains("/usr/lib/envd-init stays: /usr/lib/envd-init/mine"), "{}", said(&output));
+    assert_eq!(read(&reverted, "/usr/lib/envd-init/mine"), b"mine");
+    let left = String::from_utf8(read(&reverted, "/var/lib/dpkg/diversions")).expect("text");
+    assert_eq!(
+        left, "/bin/sh\n/bin/sh.distrib\ndash\n/a\n/a.theirs\ntheirs\n",
+        "a later package's diversion stays"
+    );
+}
+
+#[test]
+fn the_forks_layout_is_recognised_and_its_envd_pinned() {
+    let bench = Bench::new();
+    let mut entries = debian(true);
+    entries.extend([
+        dir("./usr/local"),
+        Entry { mode: 0o777, ..dir("./usr/local/bin") },
+        program("./usr/local/bin/envd", "#!/bin/sh\nexec envd.real\n"),
+        program("./usr/local/bin/envd.real", elf(X86_64, "envd of the fork")),
+    ]);
+    let base = bench.image("base", &entries);
+    let out = bench.inject(&base, "out.ext4", &[]);
+    let config = String::from_utf8(read(&out, "/etc/envd-init/config.toml")).expect("text");
+    let digest = rootfs::hash::sha256(&elf(X86_64, "envd of the fork"));
+    assert!(
+        config.contains("program = \"/usr/local/bin/envd.real\"") && config.contains(&digest),
+        "{config}"
+    );
+    let given = envd(&bench, "2");
+    let newer = bench.inject(&out, "newer.ext4", &["--envd", &given]);
+    assert_eq!(read(&newer, "/usr/local/bin/envd.real"), elf(X86_64, "envd 2"));
+    bench.same(&base, &bench.revert(&newer, "reverted.ext4"));
+}
+
+const STEPS: [&str; 6] = ["copy", "check-base", "write", "check", "digest", "publish"];
+
+#[test]
+fn a_kill_at_any_step_leaves_base_and_old_output_and_the_next_run_clears_up() {
+    let bench = Bench::new();
+    let base = bench.image("base", &debian(true));
+    let out = bench.inject(&base, "out.ext4", &[]);
+    let (base_before, out_before) = (fs::read(&base).expect("read"), fs::read(&out).expect("read"));
+    let names = bench.names();
+    fs::write(bench.path("guest/init"), elf(X86_64, "init 2")).expect("written");
+    for step in STEPS {
+        let mut command = bench.rootfs();
+        command.env("ROOTFS_TEST_KILL_AT", step).arg("inject").arg(&base).arg("-o").arg(&out);
+        let killed = command.arg("--guest").arg(bench.path("guest")).output().expect("runs");
+        assert_eq!(killed.status.code(), None, "{step}: it was not killed: {}", said(&killed));
+        assert!(fs::read(&base).expect("read") == base_before, "{step}: the base changed");
+        assert!(fs::read(&out).expect("read") == out_before, "{step}: the old output changed");
+    }
+    bench.inject(&base, "out.ext4", &[]);
+    assert_eq!(bench.names(), names, "nothing temporary stays behind");
+    assert_eq!(read(&out, "/usr/lib/envd-init/init"), elf(X86_64, "init 2"));
+}
+
+#[test]
+fn a_build_that_is_killed_leaves_nothing_after_the_next_one() {
+    let bench = Bench::new();
+    let tar = bench.tar("base.tar", &debian(true));
+    let out = bench.path("out.ext4");
+    let build = |kill: &str| {
+        let mut command = bench.rootfs();
+        command
+            .env("ROOTFS_TEST_KILL_AT", kill)
+            .arg("build")
+            .arg(&tar)
+            .args(["--size", "32", "-o"])
+            .arg(&out);
+        command.output().expect("runs").status
+    };
+    for step in ["read", "build", "digest", "publish"] {
+        assert_eq!(build(step).code(), None, "{step}");
+        assert!(!out.exists(), "{step}");
+    }
+    assert!(build("").success());
+    assert_eq!(bench.names(), ["base.tar", "guest", "out.ext4", "out.ext4.manifest.json"]);
+}
+
+#[test]
+fn two_bakes_on_one_output_take_turns() {
+    let bench = Bench::new();
+    let base = bench.image("base", &debian(true));
+    let out = bench.path("out.ext4");
+    let start = || {
+        let mut command = bench.rootfs();
+        command.arg("inject").arg(&base).arg("-o").arg(&out).arg("--guest").arg(bench.path("guest"));
+        command.stderr(std::process::Stdio::piped()).spawn().expect("runs")
+    };
+    let running: Vec<_> = (0..4).map(|_| start()).collect();
+    for child in running {
+        let output = child.wait_with_output().expect("ends");
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    assert_clean(&out);
+    assert!(!bench.names().iter().any(|name| name.contains("baking")));
+}
+
+#[test]
+fn the_same_base_and_payload_give_the_same_bytes() {
+    let bench = Bench::new();
+    let base = bench.image("base", &debian(true));
+    let elsewhere = bench.path("else where");
+    fs::create_dir(&elsewhere).expect("made");
+    fs::copy(&base, elsewhere.join("renamed.ext4")).expect("copied");
+    let one = bench.inject(&base, "one.ext4", &[]);
+    let two = elsewhere.join("two.ext4");
+    let output = bench.try_inject(&elsewhere.join("renamed.ext4"), &two, &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(fs::read(one).expect("read") == fs::read(two).expect("read"));
+    let manifest = |name: &Path| fs::read_to_string(name).expect("read");
+    assert_eq!(
+        manifest(&bench.path("one.ext4.manifest.json")),
+        manifest(&elsewhere.join("two.ext4.manifest.json"))
+    );
+}
+
+#[test]
+fn holes_of_the_base_stay_holes() {
+    use std::os::unix::fs::MetadataExt;
+    let bench = Bench::new();
+    let base = bench.image("base", &debian(true));
+    let out = bench.inject(&base, "out.ext4", &[]);
+    let blocks = |path: &Path| fs::metadata(path).expect("there").blocks() * 512;
+    assert!(blocks(&out) < blocks(&base) + (1 << 20), "{} of {}", blocks(&out), blocks(&base));
+}
+
+/// dpkg itself, on a tree taken from an injected image: an upgrade of systemd-sysv does not put its init back.
+#[test]
+fn a_package_upgrade_in_the_guest_does_not_put_systemd_back() {
+    let bench = Bench::new();
+    let (Ok(_), Ok(_)) = (
+        std::process::Command::new("dpkg-deb").arg("--version").output(),
+        std::process::Command::new("dpkg").arg("--version").output(),
+    ) else {
+        eprintln!("not run: dpkg is not installed");
+        return;
+    };
+    let mut entries = debian(true);
+    entries.extend([dir("./var/lib/dpkg/updates"), dir("./var/lib/dpkg/triggers")]);
+    let base = bench.image("base", &entries);
+    let out = bench.inject(&base, "out.ext4", &[]);
+    let root = bench.path("root");
+    fs::create_dir(&root).expect("made");
+    let dump = format!("rdump / {}", root.display());
+    assert!(tool("debugfs").args(["-R", &dump]).arg(&out).output().expect("runs").status.success());
+    let package = bench.path("package");
+    fs::create_dir_all(package.join("DEBIAN")).expect("made");
+    fs::create_dir_all(package.join("sbin")).expect("made");
+    let control =
+        "Package: systemd-sysv\nVersion: 999\nArchitecture: all\nMaintainer: a <a@b>\nDescription: a test\n";
+    fs::write(package.join("DEBIAN/control"), control).expect("written");
+    fs::write(package.join("sbin/init"), "the upgraded init").expect("written");
+    let deb = bench.path("p.deb");
+    let made = std::process::Command::new("dpkg-deb")
+        .args(["--root-owner-group", "-b"])
+        .arg(&package)
+        .arg(&deb)
+        .output()
+        .expect("runs");
+    assert!(made.status.success(), "{}", said(&made));
+    let mut dpkg = tool("dpkg");
+    dpkg.arg(format!("--root={}", root.display())).args(["--force-all", "-i"]).arg(&deb);
+    let installed = dpkg.output().expect("runs");
+    assert!(installed.status.success(), "{}", said(&installed));
+    let init = fs::read_link(root.join("usr/sbin/init")).expect("still a link");
+    assert_eq!(init, Path::new("/usr/lib/envd-init/init"));
+    let saved = root.join("usr/lib/envd-init/saved/usr/sbin/init");
+    assert_eq!(fs::read_to_string(saved).expect("the upgrade landed there"), "the upgraded init");
+}
