@@ -196,9 +196,13 @@ impl Superblock {
     /// Where the `index`th block of group descriptors is.
     pub(super) fn descriptor_block(&self, index: u32) -> u64 {
         if self.incompat & INCOMPAT_META_BG == 0 || index < self.first_meta_group {
-            return u64::from(self.first_data_block) + 1 + u64::from(index);
+            // Behind the superblock, which lies at byte 1024 whatever the first data block is (0 with bigalloc).
+            return OFFSET / u64::from(self.block_size) + 1 + u64::from(index);
         }
         let group = index * (self.block_size / self.descriptor_size);
+        if group == 0 {
+            return OFFSET / u64::from(self.block_size) + 1;
+        }
         u64::from(self.first_data_block)
             + u64::from(group) * u64::from(self.blocks_per_group)
             + u64::from(self.has_backup(group))
