@@ -290,6 +290,7 @@ pub(crate) mod tests {
             relay: Some(RelayStatus { connections: 1, total: 12, refused: 0 }),
             console_dropped_bytes: 0,
             warnings: vec![],
+            deaths: vec![],
         }
     }
 

@@ -70,6 +70,16 @@ pub fn emit(component: &str, level: Level, text: &[u8]) {
     with(|logger| logger.record(now, component, level, text));
 }
 
+/// The same, to the ring alone.
+pub fn keep(component: &str, level: Level, text: &[u8]) {
+    let now = clock::now();
+    with(|logger| {
+        for piece in record::pieces(&record::sanitize(text)) {
+            logger.ring.push(now, level, component, &piece);
+        }
+    });
+}
+
 /// Prints a line for machines: whole, and past every bucket.
 pub fn machine(kind: &str, json: &str) {
     let now = clock::now();

@@ -107,6 +107,13 @@ pub fn own(descriptor: i32) -> Result<std::os::fd::OwnedFd, Errno> {
     Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(descriptor) })
 }
 
+/// Borrows a descriptor of a library's type that only tells its number; `owner` keeps it open meanwhile.
+pub fn borrow<T>(descriptor: i32, owner: &T) -> std::os::fd::BorrowedFd<'_> {
+    let _ = owner;
+    // SAFETY: the owner holds the descriptor open for as long as the borrow lives.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(descriptor) }
+}
+
 /// Writes to a descriptor by its number: for the child of a fork, which owns its whole table.
 pub fn write_raw(descriptor: i32, bytes: &[u8]) -> Result<usize, Errno> {
     // SAFETY: the pointer and length are those of a live slice.
@@ -152,4 +159,46 @@ pub fn become_subreaper() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The end of a child, as `waitid` tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reaped {
+    pub pid: i32,
+    /// Exit status, or number of the signal.
+    pub status: i32,
+    pub by_signal: bool,
+    pub core: bool,
+}
+
+/// Takes in the end of `pid`, or of any child; never waits. (nix's `waitid` takes in a child that was ended by a real-time
+/// signal, and then loses its number in an error.)
+pub fn reap(pid: Option<i32>) -> Result<Option<Reaped>, Errno> {
+    let (kind, id) = pid.map_or((libc::P_ALL, 0), |pid| (libc::P_PID, pid as libc::id_t));
+    // SAFETY: siginfo_t is plain data, for which all zeroes is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live siginfo_t.
+    let outcome = unsafe { libc::waitid(kind, id, &raw mut info, libc::WEXITED | libc::WNOHANG) };
+    check(libc::c_long::from(outcome))?;
+    // SAFETY: waitid fills in the fields of SIGCHLD, or leaves the zeroes of above.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let by_signal = matches!(info.si_code, libc::CLD_KILLED | libc::CLD_DUMPED);
+    Ok((pid != 0).then_some(Reaped { pid, status, by_signal, core: info.si_code == libc::CLD_DUMPED }))
+}
+
+/// Adds bytes to the kernel's random numbers and lets them count in full.
+pub fn credit_entropy(device: &std::fs::File, seed: &[u8; 64]) -> Result<(), Errno> {
+    use std::os::fd::AsRawFd;
+    /// `struct rand_pool_info` with its bytes.
+    #[repr(C)]
+    struct Pool {
+        bits: libc::c_int,
+        size: libc::c_int,
+        bytes: [u8; 64],
+    }
+    const RNDADDENTROPY: u32 = 0x4008_5203;
+    let pool = Pool { bits: 512, size: 64, bytes: *seed };
+    // SAFETY: the descriptor is open, and the pointer is to a live structure laid out as the kernel has it.
+    let outcome = unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const pool) };
+    check(libc::c_long::from(outcome)).map(drop)
 }

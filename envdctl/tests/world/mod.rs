@@ -419,5 +419,6 @@ fn status(guest: &SocketAddr) -> Status {
         relay: None,
         console_dropped_bytes: 0,
         warnings: vec![],
+        deaths: vec![],
     }
 }

@@ -112,6 +112,9 @@ pub struct Status {
     pub console_dropped_bytes: u64,
     /// Each degraded step, in words, newest last; bounded.
     pub warnings: Vec<String>,
+    /// The last deaths of services, newest last; at most a hundred, without their last lines.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deaths: Vec<ExitReport>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,6 +19,7 @@
 
 pub mod frame;
 mod message;
+pub mod server;
 
 pub use message::*;
 

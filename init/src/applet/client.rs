@@ -1,0 +1,51 @@
+//! The tools' side of the control protocol: one request, one answer.
+
+use std::{
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+use guest::control::{
+    self, Op, Reply, Request,
+    frame::{self, Decoder, FrameError, MAX_REPLY},
+};
+
+/// PID 1 answers an order within half a minute in any case.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    #[error("only root may ask init")]
+    NotPermitted,
+    #[error("cannot reach init at {socket}: {source}; is this machine's process 1 envd-init?", socket = control::SOCKET)]
+    Connect { source: io::Error },
+    #[error("init does not answer: {0}")]
+    Exchange(#[source] io::Error),
+    #[error("init's answer cannot be read: {0}")]
+    Answer(#[from] FrameError),
+}
+
+pub(super) fn ask(op: Op) -> Result<Reply, ClientError> {
+    let mut stream = UnixStream::connect(control::SOCKET).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => ClientError::NotPermitted,
+        _ => ClientError::Connect { source: error },
+    })?;
+    send(&mut stream, op).map_err(ClientError::Exchange)?;
+    let mut decoder = Decoder::new(MAX_REPLY);
+    let mut chunk = [0; 16 * 1024];
+    loop {
+        if let Some(reply) = decoder.message()? {
+            return Ok(reply);
+        }
+        match stream.read(&mut chunk).map_err(ClientError::Exchange)? {
+            0 => return Err(ClientError::Exchange(io::ErrorKind::UnexpectedEof.into())),
+            count => decoder.push(&chunk[..count]),
+        }
+    }
+}
+
+fn send(stream: &mut UnixStream, op: Op) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&frame::encode(&Request::new(op)).map_err(io::Error::other)?)
+}

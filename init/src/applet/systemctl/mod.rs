@@ -1,0 +1,213 @@
+//! `systemctl`, as far as services of ours go; what we do not know is handed to the image's own, which was kept aside.
+//!
+//! Output and exit codes are the real one's where a script could look at them; docs/pid1.md says where they differ on
+//! purpose. Never 0 for something that was not done.
+
+mod arguments;
+mod units;
+
+use std::{os::unix::process::CommandExt, path::Path, process::Command, process::ExitCode};
+
+use guest::control::{Op, Reply, ShutdownKind, Status};
+
+use super::{client::ask, power};
+use arguments::Arguments;
+use units::{State, Unit};
+
+/// The image's own systemctl.
+const SAVED: &str = "/usr/lib/envd-init/saved/usr/bin/systemctl";
+/// systemd's exit codes.
+const NOT_RUNNING: u8 = 3;
+const NO_SUCH_UNIT: u8 = 4;
+const NOT_INSTALLED: u8 = 5;
+
+pub(super) fn run(words: &[String]) -> ExitCode {
+    let arguments = match Arguments::parse(words) {
+        Ok(arguments) => arguments,
+        Err(_) => return hand_over(words),
+    };
+    let units = &arguments.units;
+    match (arguments.verb.as_str(), units.is_empty()) {
+        ("start", false) => each(units, |unit| order(&arguments, "start", unit, start)),
+        ("stop", false) => each(units, |unit| order(&arguments, "stop", unit, stop)),
+        ("restart" | "reload-or-restart" | "force-reload", false) => {
+            each(units, |unit| order(&arguments, "restart", unit, restart))
+        }
+        ("try-restart" | "condrestart" | "try-reload-or-restart", false) => {
+            each(units, |unit| try_restart(&arguments, unit))
+        }
+        ("status", false) => with_status(|status| units::print_status(status, units)),
+        ("is-active", false) => with_status(|status| is_active(&arguments, status)),
+        ("is-failed", false) => with_status(|status| is_failed(&arguments, status)),
+        ("is-enabled", false) => known_or_hand_over(words, units, |status| is_enabled(&arguments, status)),
+        ("enable" | "disable" | "mask" | "unmask", false) => {
+            known_or_hand_over(words, units, |_| cannot_enable(&arguments.verb))
+        }
+        ("show", _) => known_or_hand_over(words, units, |status| units::show(status, &arguments)),
+        ("list-units" | "status", _) => with_status(|status| units::list(status, &arguments)),
+        ("is-system-running", true) => with_status(|status| system_state(&arguments, status)),
+        ("daemon-reload" | "daemon-reexec", true) => nothing_to_reload(&arguments.verb),
+        ("reboot", true) => power::request("systemctl", ShutdownKind::Reboot),
+        ("poweroff", true) => power::request("systemctl", ShutdownKind::Poweroff),
+        ("halt", true) => power::request("systemctl", ShutdownKind::Halt),
+        _ => hand_over(words),
+    }
+}
+
+/// Does all, and tells the first failure's code.
+fn each(units: &[String], mut act: impl FnMut(&str) -> u8) -> ExitCode {
+    let codes: Vec<u8> = units.iter().map(|unit| act(unit)).collect();
+    ExitCode::from(codes.into_iter().find(|code| *code != 0).unwrap_or(0))
+}
+
+fn start(service: String) -> Op {
+    Op::Start { service }
+}
+
+fn stop(service: String) -> Op {
+    Op::Stop { service }
+}
+
+fn restart(service: String) -> Op {
+    Op::Restart { service }
+}
+
+fn order(arguments: &Arguments, verb: &str, unit: &str, op: impl Fn(String) -> Op) -> u8 {
+    let full = units::full_name(unit);
+    if arguments.no_block {
+        eprintln!("systemctl: --no-block has no effect here: the answer is awaited");
+    }
+    match ask(op(units::our_name(unit))) {
+        Ok(Reply::Done) => 0,
+        Ok(Reply::Error { code, .. }) if code == "unknown_service" => {
+            let state = if verb == "stop" { "loaded" } else { "found" };
+            eprintln!("Failed to {verb} {full}: Unit {full} not {state}.");
+            NOT_INSTALLED
+        }
+        Ok(Reply::Error { message, .. }) => {
+            eprintln!("Failed to {verb} {full}: {message}");
+            1
+        }
+        Ok(_) => {
+            eprintln!("Failed to {verb} {full}: init answered something else");
+            1
+        }
+        Err(error) => {
+            eprintln!("Failed to {verb} {full}: {error}");
+            1
+        }
+    }
+}
+
+/// Only what runs is restarted; what does not is as it should be.
+fn try_restart(arguments: &Arguments, unit: &str) -> u8 {
+    match status() {
+        Ok(status) if Unit::find(&status, unit).is_some_and(|unit| unit.state == State::Inactive) => 0,
+        _ => order(arguments, "restart", unit, restart),
+    }
+}
+
+fn status() -> Result<Status, String> {
+    match ask(Op::Status) {
+        Ok(Reply::Status(status)) => Ok(*status),
+        Ok(Reply::Error { message, .. }) => Err(message),
+        Ok(_) => Err("init answered something else".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn with_status(act: impl FnOnce(&Status) -> u8) -> ExitCode {
+    match status() {
+        Ok(status) => ExitCode::from(act(&status)),
+        Err(why) => {
+            eprintln!("systemctl: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Units of ours are answered for; of any other the image's own systemctl knows more.
+fn known_or_hand_over(words: &[String], units: &[String], act: impl FnOnce(&Status) -> u8) -> ExitCode {
+    match status() {
+        Ok(status) if units.iter().all(|unit| Unit::find(&status, unit).is_some()) => {
+            ExitCode::from(act(&status))
+        }
+        _ => hand_over(words),
+    }
+}
+
+fn is_active(arguments: &Arguments, status: &Status) -> u8 {
+    let states: Vec<_> =
+        arguments.units.iter().map(|unit| Unit::find(status, unit).map(|unit| unit.state)).collect();
+    for state in &states {
+        arguments.say(state.map_or("inactive", State::as_str));
+    }
+    match states.iter().any(|state| *state == Some(State::Active)) {
+        true => 0,
+        false if states.iter().all(Option::is_none) => NO_SUCH_UNIT,
+        false => NOT_RUNNING,
+    }
+}
+
+fn is_failed(arguments: &Arguments, status: &Status) -> u8 {
+    let states: Vec<_> =
+        arguments.units.iter().map(|unit| Unit::find(status, unit).map(|unit| unit.state)).collect();
+    for state in &states {
+        arguments.say(state.map_or("inactive", State::as_str));
+    }
+    match states.iter().any(|state| *state == Some(State::Failed)) {
+        true => 0,
+        false if states.iter().all(Option::is_none) => NO_SUCH_UNIT,
+        false => 1,
+    }
+}
+
+/// What has a file starts with the machine.
+fn is_enabled(arguments: &Arguments, _: &Status) -> u8 {
+    for _ in &arguments.units {
+        arguments.say("enabled");
+    }
+    0
+}
+
+fn cannot_enable(verb: &str) -> u8 {
+    if verb == "enable" {
+        return 0; // it is: what has a file starts with the machine
+    }
+    eprintln!(
+        "systemctl: {verb} is not supported for a service of envd-init; \
+         put `enabled = false` into its file in /etc/envd-init/services.d"
+    );
+    1
+}
+
+fn system_state(arguments: &Arguments, status: &Status) -> u8 {
+    let failed = Unit::all(status).any(|unit| unit.state == State::Failed);
+    let starting = Unit::all(status).any(|unit| unit.state == State::Activating);
+    let state = match (failed, starting) {
+        (true, _) => "degraded",
+        (false, true) => "starting",
+        (false, false) => "running",
+    };
+    arguments.say(state);
+    u8::from(state != "running")
+}
+
+fn nothing_to_reload(verb: &str) -> ExitCode {
+    eprintln!("systemctl: {verb}: envd-init keeps no unit files in memory; there is nothing to reload");
+    ExitCode::SUCCESS
+}
+
+/// The image's own systemctl takes the place of this process.
+fn hand_over(words: &[String]) -> ExitCode {
+    if Path::new(SAVED).exists() {
+        let error = Command::new(SAVED).args(words).exec();
+        eprintln!("systemctl: cannot run {SAVED}: {error}");
+        return ExitCode::FAILURE;
+    }
+    eprintln!(
+        "systemctl: `{}` is not supported by envd-init, and this image has no systemctl of its own",
+        words.join(" ")
+    );
+    ExitCode::FAILURE
+}

@@ -1,0 +1,229 @@
+//! Our services as systemd's units.
+
+use guest::control::{ServiceStatus, Status};
+
+use super::{NO_SUCH_UNIT, NOT_RUNNING, arguments::Arguments};
+
+/// Units that Debian calls otherwise.
+const ALIASES: [(&str, &str); 1] = [("chrony", "chronyd")];
+
+/// systemd's word for how a unit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Active,
+    Activating,
+    Deactivating,
+    Inactive,
+    Failed,
+}
+
+impl State {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Activating => "activating",
+            Self::Deactivating => "deactivating",
+            Self::Inactive => "inactive",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Unit<'a> {
+    service: &'a ServiceStatus,
+    pub(super) state: State,
+    sub: &'static str,
+}
+
+/// `envd.service` → `envd`.
+pub(super) fn our_name(unit: &str) -> String {
+    let name = unit.strip_suffix(".service").unwrap_or(unit);
+    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, own)| own).to_owned()
+}
+
+/// `envd` → `envd.service`.
+pub(super) fn full_name(unit: &str) -> String {
+    let suffixes = [
+        ".service", ".socket", ".target", ".timer", ".mount", ".path", ".slice", ".scope", ".device", ".swap",
+    ];
+    if suffixes.iter().any(|suffix| unit.ends_with(suffix)) {
+        unit.to_owned()
+    } else {
+        format!("{unit}.service")
+    }
+}
+
+impl<'a> Unit<'a> {
+    fn new(service: &'a ServiceStatus) -> Self {
+        let (state, sub) = match service.state.as_str() {
+            "running" | "healthy" | "unhealthy" => (State::Active, "running"),
+            "starting" | "listening" => (State::Activating, "start"),
+            "waiting" => (State::Activating, "start-pre"),
+            "backoff" => (State::Activating, "auto-restart"),
+            "stopping" => (State::Deactivating, "stop-sigterm"),
+            "failed" => (State::Failed, "failed"),
+            _ => (State::Inactive, "dead"),
+        };
+        Self { service, state, sub }
+    }
+
+    pub(super) fn all(status: &'a Status) -> impl Iterator<Item = Self> {
+        status.services.iter().map(Self::new)
+    }
+
+    pub(super) fn find(status: &'a Status, unit: &str) -> Option<Self> {
+        let name = our_name(unit);
+        status.services.iter().find(|service| service.name == name).map(Self::new)
+    }
+
+    fn property(&self, name: &str) -> Option<String> {
+        Some(match name {
+            "Id" | "Names" => full_name(&self.service.name),
+            "LoadState" => "loaded".to_owned(),
+            "ActiveState" => self.state.as_str().to_owned(),
+            "SubState" => self.sub.to_owned(),
+            "UnitFileState" => "enabled".to_owned(),
+            "MainPID" | "ExecMainPID" => self.service.pid.unwrap_or(0).to_string(),
+            "NRestarts" => self.service.restarts.to_string(),
+            "ExecMainStatus" => {
+                self.service.last_exit.as_ref().and_then(|exit| exit.status).unwrap_or(0).to_string()
+            }
+            "MemoryCurrent" => {
+                self.service.memory_bytes.map_or_else(|| "[not set]".to_owned(), |bytes| bytes.to_string())
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// `systemctl status UNIT…`
+pub(super) fn print_status(status: &Status, units: &[String]) -> u8 {
+    let mut code = 0;
+    for (at, name) in units.iter().enumerate() {
+        let Some(unit) = Unit::find(status, name) else {
+            eprintln!("Unit {} could not be found.", full_name(name));
+            code = NO_SUCH_UNIT;
+            continue;
+        };
+        if at > 0 {
+            println!();
+        }
+        print_one(status, &unit);
+        if !matches!(unit.state, State::Active | State::Activating) && code == 0 {
+            code = NOT_RUNNING;
+        }
+    }
+    code
+}
+
+fn print_one(status: &Status, unit: &Unit<'_>) {
+    let service = unit.service;
+    let mark = match unit.state {
+        State::Active => '●',
+        State::Failed => '×',
+        _ => '○',
+    };
+    let seconds = status.now_ns.saturating_sub(service.since_ns) / 1_000_000_000;
+    println!("{mark} {}", full_name(&service.name));
+    println!("     Loaded: loaded (envd-init service; enabled)");
+    println!("     Active: {} ({}) since {seconds} s ago", unit.state.as_str(), unit.sub);
+    if let Some(pid) = service.pid {
+        println!("   Main PID: {pid}");
+    }
+    if let Some(bytes) = service.memory_bytes {
+        println!("     Memory: {:.1}M", bytes as f64 / 1_048_576.0);
+    }
+    if service.restarts > 0 {
+        println!("   Restarts: {}", service.restarts);
+    }
+    if let Some(exit) = &service.last_exit {
+        let how = match (&exit.signal, exit.status) {
+            (Some(signal), _) => format!("signal {signal}"),
+            (None, status) => format!("status {}", status.unwrap_or_default()),
+        };
+        println!("  Last exit: {how}{}", if exit.oom { ", out of memory" } else { "" });
+    }
+}
+
+/// `systemctl list-units`
+pub(super) fn list(status: &Status, arguments: &Arguments) -> u8 {
+    let units: Vec<_> = Unit::all(status).collect();
+    let width = units.iter().map(|unit| full_name(&unit.service.name).len()).max().unwrap_or(4).max(4);
+    if arguments.legend {
+        println!("  {:width$} LOAD   ACTIVE     SUB", "UNIT");
+    }
+    for unit in &units {
+        println!("  {:width$} loaded {:10} {}", full_name(&unit.service.name), unit.state.as_str(), unit.sub);
+    }
+    if arguments.legend {
+        println!("\n{} loaded units listed.", units.len());
+    }
+    0
+}
+
+/// `systemctl show UNIT… [-p NAME]`
+pub(super) fn show(status: &Status, arguments: &Arguments) -> u8 {
+    const ALL: [&str; 9] = [
+        "Id",
+        "LoadState",
+        "ActiveState",
+        "SubState",
+        "UnitFileState",
+        "MainPID",
+        "NRestarts",
+        "ExecMainStatus",
+        "MemoryCurrent",
+    ];
+    let asked: Vec<&str> = match arguments.properties.is_empty() {
+        true => ALL.to_vec(),
+        false => arguments.properties.iter().map(String::as_str).collect(),
+    };
+    for unit in arguments.units.iter().filter_map(|name| Unit::find(status, name)) {
+        for name in &asked {
+            let Some(value) = unit.property(name) else { continue };
+            if arguments.value_only { println!("{value}") } else { println!("{name}={value}") }
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_and_without_their_kind() {
+        assert_eq!((our_name("envd.service").as_str(), our_name("chrony").as_str()), ("envd", "chronyd"));
+        assert_eq!(
+            (full_name("envd").as_str(), full_name("x.socket").as_str()),
+            ("envd.service", "x.socket")
+        );
+    }
+
+    #[test]
+    fn each_state_of_ours_has_systemds_word() {
+        for (own, wanted) in [
+            ("running", "active"),
+            ("healthy", "active"),
+            ("unhealthy", "active"),
+            ("starting", "activating"),
+            ("backoff", "activating"),
+            ("stopping", "deactivating"),
+            ("stopped", "inactive"),
+            ("exited", "inactive"),
+            ("failed", "failed"),
+        ] {
+            let service = ServiceStatus {
+                name: "x".into(),
+                state: own.into(),
+                pid: None,
+                restarts: 0,
+                since_ns: 0,
+                memory_bytes: None,
+                last_exit: None,
+            };
+            assert_eq!(Unit::new(&service).state.as_str(), wanted, "{own}");
+        }
+    }
+}

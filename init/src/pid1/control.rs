@@ -1,0 +1,300 @@
+//! What the control protocol asks of PID 1: the unix socket for root, vsock for the host.
+//!
+//! vsock may come late (its driver is a module in some kernels). Its device node tells: kernel events are listened to while
+//! the port is not served, and only then.
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use guest::{
+    clock::{Moment, now},
+    control::{
+        self, EnvdStatus, Mode, Op, RelayStatus, Reply, ShutdownKind, Status,
+        server::{Call, ClientId, Server, error},
+    },
+    log,
+    reactor::{Interest, Reactor, Ready},
+    ring,
+    supervise::State,
+};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+use tracing::{info, warn};
+
+use super::{
+    machine::{Machine, kind_name, tokens},
+    service::StartError,
+};
+
+/// An order that is not carried out by then is answered with an error.
+const GOAL_BOUND: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(super) struct Control {
+    server: Server,
+    uevents: Option<OwnedFd>,
+    goals: Vec<Goal>,
+}
+
+/// An order whose answer waits for what it leads to.
+#[derive(Debug)]
+struct Goal {
+    client: ClientId,
+    service: String,
+    wanted: Wanted,
+    until: Moment,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    /// A program was executed after so many before.
+    Started {
+        executed: u64,
+        since: Moment,
+    },
+    Stopped,
+}
+
+impl Control {
+    pub(super) fn new() -> Self {
+        Self { server: Server::new(tokens::CONTROL, ring::FOLDER), uevents: None, goals: Vec::new() }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        self.goals.iter().map(|goal| goal.until).chain(self.server.deadline()).min()
+    }
+
+    pub(super) fn tick(&mut self, now: Moment) {
+        self.server.tick(now);
+    }
+
+    /// Opens both doors; what does not open is said.
+    pub(super) fn open(&mut self, vsock: bool, reactor: &Reactor) -> Vec<String> {
+        let mut warnings = Vec::new();
+        warnings.extend(
+            self.server.listen_unix(Path::new(control::SOCKET), reactor).err().map(|e| e.to_string()),
+        );
+        if vsock && let Err(error) = self.server.listen_vsock(control::VSOCK_PORT, reactor) {
+            warnings.push(format!("{error}; served when the device comes"));
+            self.await_device(reactor);
+        }
+        warnings
+    }
+
+    /// Listens to the kernel's device events.
+    fn await_device(&mut self, reactor: &Reactor) {
+        let open = || -> nix::Result<OwnedFd> {
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            let fd = socket(
+                AddressFamily::Netlink,
+                SockType::Datagram,
+                flags,
+                SockProtocol::NetlinkKObjectUEvent,
+            )?;
+            bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 1))?;
+            Ok(fd)
+        };
+        if let Ok(fd) = open()
+            && reactor.add(&fd, tokens::UEVENT, Interest::Read).is_ok()
+        {
+            self.uevents = Some(fd);
+            self.try_vsock(reactor); // it may have come in between
+        }
+    }
+
+    fn try_vsock(&mut self, reactor: &Reactor) {
+        if self.server.listen_vsock(control::VSOCK_PORT, reactor).is_ok() {
+            self.uevents = None;
+            info!("the vsock device has come: the host can ask on port {}", control::VSOCK_PORT);
+        }
+    }
+
+    fn device_changed(&mut self, reactor: &Reactor) {
+        let Some(fd) = &self.uevents else { return };
+        let mut buffer = [0; 4096];
+        while recv(fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok_and(|count| count > 0) {}
+        self.try_vsock(reactor);
+    }
+}
+
+impl Machine {
+    pub(super) fn device_changed(&mut self) {
+        self.control.device_changed(&self.reactor);
+    }
+
+    pub(super) fn control_ready(&mut self, ready: Ready) {
+        let calls = self.control.server.ready(ready, &self.reactor, now());
+        self.answer_calls(calls);
+    }
+
+    fn answer_calls(&mut self, mut calls: Vec<Call>) {
+        while let Some(call) = calls.pop() {
+            if let Some(reply) = self.call(&call) {
+                calls.extend(self.control.server.answer(call.client, &reply, &self.reactor, now()));
+            }
+        }
+    }
+
+    /// `None`: the answer comes when the goal is reached.
+    fn call(&mut self, call: &Call) -> Option<Reply> {
+        match &call.op {
+            Op::Status => Some(Reply::Status(Box::new(self.status()))),
+            Op::Start { service } => self.order(call.client, service, Order::Start),
+            Op::Stop { service } => self.order(call.client, service, Order::Stop),
+            Op::Restart { service } => self.order(call.client, service, Order::Restart),
+            Op::Shutdown { kind } => Some(self.ask_shutdown(*kind)),
+            Op::Logs { .. } => Some(error("failed", "the log is served by the transport")),
+        }
+    }
+
+    /// The answer goes out before the machine goes down: the first steps of a shutdown take longer than that.
+    fn ask_shutdown(&mut self, kind: ShutdownKind) -> Reply {
+        self.begin_shutdown(kind, &format!("{} asked for over the control socket", kind_name(kind)));
+        Reply::Done
+    }
+
+    fn order(&mut self, client: ClientId, service: &str, order: Order) -> Option<Reply> {
+        if self.shutdown.is_some() && !matches!(order, Order::Stop) {
+            return Some(error("shutting_down", "the machine is going down"));
+        }
+        let name = service.strip_suffix(".service").unwrap_or(service);
+        let executed = self.services.find(name).map_or(0, |unit| unit.executed());
+        let running = self.services.find(name).is_some_and(|unit| {
+            matches!(unit.state(), State::Starting | State::Listening | State::Healthy | State::Unhealthy)
+        });
+        let (services, world) = self.split();
+        let since = world.now;
+        let outcome = match order {
+            Order::Start => services.start(name, world),
+            Order::Stop => services.stop(name, world),
+            Order::Restart => services.restart(name, world),
+        };
+        let wanted = match (order, outcome) {
+            (_, Err(why)) => return Some(refusal(&why)),
+            (Order::Start, Ok(())) if running => return Some(Reply::Done),
+            (Order::Stop, Ok(())) => Wanted::Stopped,
+            (_, Ok(())) => Wanted::Started { executed, since },
+        };
+        let goal = Goal { client, service: name.to_owned(), wanted, until: since + GOAL_BOUND };
+        self.control.goals.push(goal);
+        None
+    }
+
+    /// Answers the orders whose goals are reached, missed or given up.
+    pub(super) fn control_goals(&mut self) {
+        let mut at = 0;
+        while at < self.control.goals.len() {
+            let goal = &self.control.goals[at];
+            let answer = if self.control.server.has(goal.client) {
+                self.outcome(goal)
+            } else {
+                Some(Reply::Done) // nobody waits for it any more
+            };
+            let Some(reply) = answer else {
+                at += 1;
+                continue;
+            };
+            let goal = self.control.goals.swap_remove(at);
+            let calls = self.control.server.answer(goal.client, &reply, &self.reactor, now());
+            self.answer_calls(calls);
+        }
+    }
+
+    fn outcome(&self, goal: &Goal) -> Option<Reply> {
+        let name = &goal.service;
+        let Some(unit) = self.services.find(name) else { return Some(error("failed", "it is gone")) };
+        let late = goal.until <= now();
+        match goal.wanted {
+            Wanted::Stopped if unit.is_down() => Some(Reply::Done),
+            Wanted::Started { executed, since } if unit.executed() > executed => {
+                let started = match unit.service.is_oneshot() {
+                    true => unit.is_down(),
+                    false => name != "envd" || self.envd_started(since),
+                };
+                let failed =
+                    unit.service.is_oneshot() && unit.last_exit().is_some_and(|exit| exit.status != Some(0));
+                match (started, failed, late) {
+                    (true, true, _) => Some(error("failed", format!("{name} failed; see its log"))),
+                    (true, false, _) => Some(Reply::Done),
+                    (false, _, true) => Some(error("failed", format!("{name} was not started in time"))),
+                    _ => None,
+                }
+            }
+            Wanted::Started { .. } if unit.failure().is_some() => {
+                Some(error("failed", format!("{name}: {}", unit.failure().unwrap_or_default())))
+            }
+            _ if late => Some(error("failed", format!("{name} is still {}", unit.state().as_str()))),
+            _ => None,
+        }
+    }
+
+    /// Whether the wrapper has told of an envd that was executed after `since`, or has given up on one.
+    fn envd_started(&self, since: Moment) -> bool {
+        let since = u64::try_from(since.as_nanos()).unwrap_or(0);
+        let told = self.envd.as_ref();
+        told.is_some_and(|envd| envd.pid.is_some() && envd.exec_ns.is_some_and(|at| at >= since))
+            || self.envd_is_healthy()
+    }
+
+    fn status(&self) -> Status {
+        let uname = nix::sys::utsname::uname().ok();
+        let text = |field: Option<&std::ffi::OsStr>| field.unwrap_or_default().to_string_lossy().into_owned();
+        Status {
+            mode: Mode::Native,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: text(uname.as_ref().map(nix::sys::utsname::UtsName::release)),
+            hostname: text(uname.as_ref().map(nix::sys::utsname::UtsName::nodename)),
+            now_ns: u64::try_from(now().as_nanos()).unwrap_or(u64::MAX),
+            stages: self.stages.list().to_vec(),
+            network: self.network.status().clone(),
+            services: self.services.status(&self.tree),
+            envd: self.envd_status(),
+            relay: relay_status(),
+            console_dropped_bytes: log::dropped_bytes(),
+            warnings: self.stages.warnings().to_vec(),
+            deaths: self.services.deaths(),
+        }
+    }
+
+    /// What the wrapper told last; while there is no wrapper that is history.
+    fn envd_status(&self) -> Option<EnvdStatus> {
+        let mut envd = self.envd.clone()?;
+        if self.services.find("envd").is_none_or(|unit| unit.pid().is_none()) {
+            "exited".clone_into(&mut envd.state);
+            envd.pid = None;
+        }
+        Some(envd)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    Start,
+    Stop,
+    Restart,
+}
+
+fn refusal(why: &StartError) -> Reply {
+    let code = match why {
+        StartError::Unknown(_) => "unknown_service",
+        StartError::NotHere { .. } => "failed",
+    };
+    error(code, why.to_string())
+}
+
+/// The relay writes its counters down as they change.
+fn relay_status() -> Option<RelayStatus> {
+    let text = std::fs::read_to_string("/run/envd-init/relay.json").ok()?;
+    serde_json::from_str(text.trim_end_matches(['\0', ' ', '\n'])).ok()
+}
+
+/// Says what did not open.
+pub(super) fn warn_all(warnings: &[String]) {
+    for warning in warnings {
+        warn!("{warning}");
+    }
+}

@@ -1,0 +1,355 @@
+//! The machine while it runs: one loop around the reactor.
+
+use std::path::Path;
+
+use guest::{
+    cgroup::Tree,
+    clock::{Moment, now},
+    cmdline::Cmdline,
+    config::Config,
+    control::{EnvdStatus, ShutdownKind},
+    log, notify,
+    reactor::{Event, Interest, Reactor, Ready, Received},
+    supervise::State,
+    sys::Reaped,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    control::Control,
+    finish, guarded,
+    network::Network,
+    notify::NotifySocket,
+    reap,
+    service::{Kind, Services, World},
+    shutdown::{Action, Phase, Seen, Shutdown},
+    stages::Stages,
+};
+
+/// Whom a descriptor belongs to, in the highest byte of its token.
+pub(super) mod tokens {
+    use guest::reactor::Token;
+
+    const AREA: u32 = 56;
+    pub(in crate::pid1) const UNIT: u8 = 1;
+    pub(in crate::pid1) const CONTROL_AREA: u8 = 2;
+    pub(in crate::pid1) const CONTROL: Token = (CONTROL_AREA as Token) << AREA;
+    pub(in crate::pid1) const NOTIFY: Token = 3 << AREA;
+    pub(in crate::pid1) const NETLINK: Token = 4 << AREA;
+    pub(in crate::pid1) const CONSOLE: Token = 5 << AREA;
+    pub(in crate::pid1) const UEVENT: Token = 6 << AREA;
+
+    pub(in crate::pid1) fn unit(index: u32, kind: u8) -> Token {
+        (Token::from(UNIT) << AREA) | (Token::from(index) << 8) | Token::from(kind)
+    }
+
+    pub(in crate::pid1) fn area(token: Token) -> u8 {
+        (token >> AREA) as u8
+    }
+
+    pub(in crate::pid1) fn unit_of(token: Token) -> (u32, u8) {
+        ((token >> 8) as u32, token as u8)
+    }
+}
+
+/// Signals that mean something to PID 1; all others have no effect on it.
+pub(super) const SIGNALS: [Signal; 5] =
+    [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
+
+pub(super) struct Machine {
+    pub(super) reactor: Reactor,
+    pub(super) tree: Tree,
+    pub(super) config: Config,
+    pub(super) cmdline: Cmdline,
+    pub(super) stages: Stages,
+    pub(super) services: Services,
+    pub(super) network: Network,
+    pub(super) notify: Option<NotifySocket>,
+    pub(super) control: Control,
+    pub(super) envd: Option<EnvdStatus>,
+    pub(super) shutdown: Option<Shutdown>,
+    pub(super) unmounting: Option<i32>,
+    pub(super) unmounted: bool,
+    /// There was no child at the last look.
+    pub(super) childless: bool,
+    /// A batch of orphans was full: there may be more.
+    pub(super) more_orphans: bool,
+    pub(super) orphans: u64,
+    pub(super) console_watched: bool,
+    pub(super) boot_told: bool,
+}
+
+impl Machine {
+    /// Sleeps until something happens, and takes it in.
+    pub(super) fn turn(&mut self) {
+        let deadline = if self.more_orphans { Some(Moment::ZERO) } else { self.deadline() };
+        let events = match self.reactor.wait(deadline) {
+            Ok(events) => events,
+            Err(error) => {
+                warn!("{error}");
+                std::thread::sleep(super::AFTER_A_FAULT);
+                Vec::new()
+            }
+        };
+        for event in events {
+            guarded("an event", || self.event(event));
+        }
+        guarded("reaping", || self.reap_more());
+        guarded("a timer", || self.timers());
+        guarded("the console", || self.watch_console());
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        let shutdown = self.shutdown.as_ref().and_then(Shutdown::deadline);
+        [self.services.deadline(), self.control.deadline(), self.network.deadline(), shutdown]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    pub(super) fn split(&mut self) -> (&mut Services, World<'_>) {
+        (&mut self.services, World { reactor: &self.reactor, tree: &self.tree, now: now() })
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Signal(received) => self.signal(received),
+            Event::Io(ready) => self.io(ready),
+        }
+    }
+
+    fn io(&mut self, ready: Ready) {
+        match ready.token {
+            tokens::NOTIFY => self.notified(),
+            tokens::NETLINK => self.network_changed(),
+            tokens::CONSOLE => log::flush(),
+            tokens::UEVENT => self.device_changed(),
+            token if tokens::area(token) == tokens::CONTROL_AREA => self.control_ready(ready),
+            token => {
+                let (index, kind) = tokens::unit_of(token);
+                let (services, world) = self.split();
+                services.ready(index, Kind::from_number(kind), world);
+            }
+        }
+    }
+
+    /// busybox's meanings; ctrl-alt-del (INT) is also systemd's. Only root can send them.
+    fn signal(&mut self, received: Received) {
+        let kind = match received.signal {
+            Signal::SIGCHLD => {
+                self.more_orphans = true;
+                return;
+            }
+            Signal::SIGINT | Signal::SIGTERM => ShutdownKind::Reboot,
+            Signal::SIGUSR1 => ShutdownKind::Halt,
+            Signal::SIGUSR2 => ShutdownKind::Poweroff,
+            _ => return,
+        };
+        let whom =
+            if received.pid == 0 { "the kernel".to_owned() } else { format!("process {}", received.pid) };
+        self.begin_shutdown(kind, &format!("{} from {whom}", received.signal));
+    }
+
+    /// Supervised processes first, then a batch of orphans.
+    fn reap_more(&mut self) {
+        if !self.more_orphans {
+            return;
+        }
+        let (services, world) = self.split();
+        services.reap(world);
+        let batch = reap::batch();
+        self.more_orphans = batch.more;
+        self.childless = batch.childless;
+        for death in batch.deaths {
+            self.reaped(death);
+        }
+        let (services, world) = self.split();
+        services.look_whether_drained(world);
+    }
+
+    fn reaped(&mut self, death: Reaped) {
+        if self.unmounting == Some(death.pid) {
+            self.unmounted = true;
+            return;
+        }
+        self.orphans += 1;
+        let (services, world) = self.split();
+        services.reaped(death, world);
+    }
+
+    fn timers(&mut self) {
+        let (services, world) = self.split();
+        services.tick(world);
+        services.pump(world);
+        self.control.tick(now());
+        self.network_timer();
+        self.control_goals();
+        self.shutdown_turn();
+    }
+
+    fn notified(&mut self) {
+        let messages = self.notify.as_ref().map(NotifySocket::receive).unwrap_or_default();
+        for message in messages {
+            for (key, value) in notify::fields(&message.bytes) {
+                let (services, world) = self.split();
+                let from_envd = services
+                    .notified(message.pid, key, value, world)
+                    .is_some_and(|unit| unit.name() == "envd");
+                if from_envd && key == notify::ENVD_FIELD {
+                    self.envd_changed(value);
+                }
+            }
+        }
+    }
+
+    fn envd_changed(&mut self, json: &str) {
+        match serde_json::from_str::<EnvdStatus>(json) {
+            Ok(status) => self.envd = Some(status),
+            Err(error) => debug!("envd-wrapper's state cannot be read: {error}"),
+        }
+        self.tell_boot();
+    }
+
+    /// Once envd is healthy: what the boot did, for machines.
+    fn tell_boot(&mut self) {
+        let Some(envd) = &self.envd else { return };
+        let (Some(exec), Some(healthy)) = (envd.exec_ns, envd.healthy_ns) else { return };
+        if self.boot_told {
+            return;
+        }
+        self.boot_told = true;
+        let at = Moment::from_nanos;
+        let spawned = self.stages.end_of("envd_spawn").unwrap_or(at(exec));
+        let listening = envd.listening_ns.unwrap_or(healthy);
+        self.stages.add("envd_exec", spawned.min(at(exec)), at(exec), None);
+        self.stages.add("envd_listening", at(exec), at(listening), None);
+        self.stages.add("envd_healthy", at(listening), at(healthy), None);
+        log::machine("boot", &self.stages.boot_line());
+    }
+
+    /// Lines that the console did not take are written when it does; only then is it watched.
+    fn watch_console(&mut self) {
+        let watched = self.console_watched;
+        let reactor = &self.reactor;
+        let wanted = log::while_blocked(|fd| match (fd, watched) {
+            (Some(fd), false) => reactor.add(fd, tokens::CONSOLE, Interest::Write).is_ok(),
+            (Some(_), true) => true,
+            (None, _) => false,
+        });
+        let wanted = wanted.unwrap_or(false);
+        if watched && !wanted {
+            log::with_device(|fd| self.reactor.remove(fd));
+        }
+        self.console_watched = wanted;
+    }
+
+    /// The first request begins, the second is final.
+    pub(super) fn begin_shutdown(&mut self, kind: ShutdownKind, asked_by: &str) {
+        let action = if let Some(shutdown) = &mut self.shutdown {
+            warn!("asked again to go down ({asked_by}): at once");
+            shutdown.again(kind)
+        } else {
+            let timeout = std::time::Duration::from_millis(self.config.shutdown.timeout_ms);
+            info!(
+                "going down for {}: {asked_by}; by {:.1} s from now",
+                kind_name(kind),
+                timeout.as_secs_f64()
+            );
+            let (shutdown, action) = Shutdown::begin(kind, timeout, now());
+            self.shutdown = Some(shutdown);
+            action
+        };
+        self.shut_down(action);
+    }
+
+    fn shutdown_turn(&mut self) {
+        loop {
+            let seen = Seen {
+                services_down: self.services.all_down(),
+                childless: self.childless,
+                unmounted: self.unmounted,
+            };
+            let Some(action) = self.shutdown.as_mut().and_then(|shutdown| shutdown.turn(seen, now())) else {
+                return;
+            };
+            self.shut_down(action);
+        }
+    }
+
+    fn shut_down(&mut self, action: Action) {
+        match action {
+            Action::StopServices => {
+                let (services, world) = self.split();
+                services.stop_all(world);
+            }
+            Action::TermAll => {
+                self.tell_late_services();
+                self.signal_all(Signal::SIGTERM);
+                self.signal_all(Signal::SIGCONT);
+            }
+            Action::KillAll => self.signal_all(Signal::SIGKILL),
+            Action::Unmount => {
+                self.unmounting = finish::start_unmounting();
+                self.unmounted = self.unmounting.is_none();
+            }
+            Action::Reboot(kind) => self.go_down(kind),
+        }
+    }
+
+    fn signal_all(&mut self, signal: Signal) {
+        let none = kill(Pid::from_raw(-1), signal).is_err();
+        self.more_orphans = true; // what is left is counted at the next look
+        self.childless = none;
+    }
+
+    fn tell_late_services(&self) {
+        let late: Vec<_> =
+            self.services.status(&self.tree).into_iter().filter(|service| service.pid.is_some()).collect();
+        for service in late {
+            warn!("{} has not ended in its time", service.name);
+        }
+    }
+
+    fn go_down(&mut self, kind: ShutdownKind) {
+        if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.phase() == Phase::Down) && !self.unmounted {
+            warn!("file systems were not all unmounted in time");
+        }
+        info!("{}", kind_name(kind));
+        log::flush();
+        finish::go_down(kind, self.reset_only());
+        // The kernel refused; the next request tries again.
+        self.shutdown = None;
+    }
+
+    /// A machine that only knows the reset, as Firecracker on x86.
+    fn reset_only(&self) -> bool {
+        cfg!(target_arch = "x86_64") && self.cmdline.value("reboot").is_some_and(|how| how.starts_with('k'))
+    }
+
+    pub(super) fn envd_is_healthy(&self) -> bool {
+        self.services.find("envd").is_some_and(|unit| unit.state() == State::Healthy)
+    }
+
+    /// Opens what needs /run; to be tried again while it fails.
+    pub(super) fn open_notify(&mut self) -> Option<String> {
+        match NotifySocket::open(Path::new(notify::SOCKET), &self.reactor) {
+            Ok(socket) => {
+                self.notify = Some(socket);
+                None
+            }
+            Err(error) => Some(format!("cannot open {}: {error}", notify::SOCKET)),
+        }
+    }
+}
+
+pub(super) fn kind_name(kind: ShutdownKind) -> &'static str {
+    match kind {
+        ShutdownKind::Reboot => "reboot",
+        ShutdownKind::Poweroff => "power-off",
+        ShutdownKind::Halt => "halt",
+    }
+}

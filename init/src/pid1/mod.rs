@@ -1,0 +1,78 @@
+//! Process 1.
+//!
+//! # Invariant
+//!
+//! PID 1 never exits, never blocks, never panics out. When it ends, the kernel panics and the sandbox is lost. So:
+//!
+//! * each step of the boot and each turn of the loop runs under [`guarded`]: a panic is logged, line by line, and the next
+//!   step or turn goes on;
+//! * a step that can fail says why, once, and is passed over; what can come back is retried by event ([`network`],
+//!   [`control`]);
+//! * nothing waits but the [reactor](guest::reactor): no child, no socket, no console is waited for;
+//! * what must block ([`finish`]: sync and unmount) is done by a child, inside a deadline.
+
+mod boot;
+mod cgroups;
+mod control;
+mod finish;
+mod machine;
+mod mounts;
+mod network;
+mod notify;
+mod reap;
+mod service;
+mod setup;
+mod shutdown;
+mod stages;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
+
+use tracing::error;
+
+pub(crate) use finish::{UNMOUNT, unmount_all};
+
+/// A turn of the loop that fails is followed by this pause, so that a fault that stays does not eat the CPU.
+const AFTER_A_FAULT: Duration = Duration::from_millis(100);
+
+/// Runs the machine. There is nothing to return to.
+pub(crate) fn run() -> ! {
+    install_panic_hook();
+    let mut machine = boot::boot();
+    loop {
+        if guarded("the main loop", || machine.turn()).is_none() {
+            std::thread::sleep(AFTER_A_FAULT);
+        }
+    }
+}
+
+/// Runs a piece of work; a panic in it is its own end only.
+fn guarded<T>(what: &str, work: impl FnOnce() -> T) -> Option<T> {
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    if outcome.is_err() {
+        error!("{what} was cut short by a fault of init's own (above); init goes on");
+    }
+    outcome.ok()
+}
+
+/// Says a panic in the log, line by line, instead of on a standard error that may not be there.
+fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|info| {
+        for line in info.to_string().lines() {
+            error!("fault: {line}");
+        }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_only_the_work_it_happened_in() {
+        assert_eq!(guarded("a test", || -> u8 { panic!("on purpose") }), None);
+        assert_eq!(guarded("a test", || 1), Some(1));
+    }
+}

@@ -1,0 +1,247 @@
+//! The network: what the kernel has done already is verified and left alone, the rest is done, and all of it is told.
+//!
+//! | state | left by |
+//! |---|---|
+//! | no interface | a link event → as below; the bound → said once, and still waited for |
+//! | interface found | address and route right: reported; absent: set; other addresses: reported |
+//! | settled | a link or address event → looked at again; a change is said |
+//!
+//! Nothing is ever removed: a second address may be somebody's purpose. Nothing waits: links come by event.
+
+mod netlink;
+mod plan;
+
+use std::time::Duration;
+
+use guest::{
+    clock::{Moment, now},
+    control,
+    reactor::{Interest, Reactor},
+};
+use tracing::{debug, info, warn};
+
+use super::machine::{Machine, tokens};
+use netlink::{Link, Netlink, NetlinkError};
+pub(super) use plan::Plan;
+
+pub(super) struct Network {
+    plan: Plan,
+    netlink: Option<Netlink>,
+    status: control::Network,
+    /// Until when the interface may take its time.
+    awaited: Option<Moment>,
+    /// The last report, so that only a change is said.
+    told: String,
+    /// We have set the address ourselves once: when it goes again, that was somebody's doing, and is only said.
+    configured: bool,
+}
+
+/// What one look led to.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) warnings: Vec<String>,
+    pub(super) settled: bool,
+}
+
+impl Network {
+    pub(super) fn new(plan: Plan, link_timeout: Duration) -> Self {
+        let status = control::Network {
+            wanted: Some(plan.address.to_string()),
+            interface: plan.interface.clone(),
+            configured_by: "none".to_owned(),
+            ..control::Network::default()
+        };
+        let awaited = Some(now() + link_timeout);
+        Self { plan, netlink: None, status, awaited, told: String::new(), configured: false }
+    }
+
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub(super) fn status(&self) -> &control::Network {
+        &self.status
+    }
+
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        self.awaited
+    }
+
+    /// Subscribes, then looks for the first time.
+    pub(super) fn start(&mut self, reactor: &Reactor) -> Outcome {
+        let open = || -> Result<Netlink, String> {
+            let netlink = Netlink::open().map_err(|error| error.to_string())?;
+            reactor
+                .add(netlink.events(), tokens::NETLINK, Interest::Read)
+                .map_err(|error| error.to_string())?;
+            Ok(netlink)
+        };
+        match open() {
+            Ok(netlink) => self.netlink = Some(netlink),
+            Err(why) => {
+                self.awaited = None;
+                return Outcome { warnings: vec![why], settled: true };
+            }
+        }
+        self.look()
+    }
+
+    /// Sees what is there and does what is missing.
+    fn look(&mut self) -> Outcome {
+        let mut outcome = Outcome::default();
+        let Some(netlink) = self.netlink.take() else { return outcome };
+        if let Err(error) = self.look_with(&netlink, &mut outcome) {
+            outcome.warnings.push(error.to_string());
+        }
+        self.netlink = Some(netlink);
+        outcome
+    }
+
+    fn look_with(&mut self, netlink: &Netlink, outcome: &mut Outcome) -> Result<(), NetlinkError> {
+        let links = netlink.links()?;
+        if let Some(loopback) = links.iter().find(|link| link.name == "lo" && !link.up) {
+            netlink.set_up(loopback, None)?;
+        }
+        let Some(link) = links.into_iter().find(|link| link.name == self.plan.interface) else {
+            self.interface_missing();
+            return Ok(());
+        };
+        self.awaited = None;
+        outcome.settled = true;
+        let before = netlink.addresses(link.index)?;
+        if self.plan.manage && !self.configured {
+            let result = self.configure(netlink, &link, before.is_empty());
+            self.configured = result.is_ok();
+            result?;
+        }
+        self.report(netlink, link.index)
+    }
+
+    fn interface_missing(&mut self) {
+        let had = self.status.link_up || !self.status.found.is_empty();
+        self.status.link_up = false;
+        self.status.found.clear();
+        if had {
+            self.configured = false; // when it comes back, it comes back empty
+            self.tell(format!("{} is gone; waiting for it to come back", self.plan.interface), true);
+        }
+    }
+
+    /// Brings the link up and adds what is missing.
+    fn configure(&mut self, netlink: &Netlink, link: &Link, bare: bool) -> Result<(), NetlinkError> {
+        let right_mtu = self.plan.mtu.is_none() || self.plan.mtu == link.mtu;
+        if !link.up || !right_mtu {
+            netlink.set_up(link, self.plan.mtu)?;
+        }
+        let found = netlink.addresses(link.index)?;
+        let by = if bare { "init" } else { "kernel" };
+        by.clone_into(&mut self.status.configured_by);
+        if !found.iter().any(|cidr| cidr.address == self.plan.address.address) {
+            netlink.add_address(link, self.plan.address)?;
+            "init".clone_into(&mut self.status.configured_by);
+        }
+        match self.plan.gateway {
+            Some(gateway) if netlink.gateways()?.is_empty() => netlink.add_default_route(link, gateway),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes down what is there now, and says it when it is news.
+    fn report(&mut self, netlink: &Netlink, index: u32) -> Result<(), NetlinkError> {
+        let Some(link) = netlink.links()?.into_iter().find(|link| link.index == index) else { return Ok(()) };
+        let found = netlink.addresses(index)?;
+        let gateways = netlink.gateways()?;
+        self.status.link_up = link.up && link.carrier;
+        self.status.mac = link.mac;
+        self.status.mtu = link.mtu;
+        self.status.found = found.iter().map(ToString::to_string).collect();
+        self.status.gateway = gateways.first().map(ToString::to_string);
+        let right = found.contains(&self.plan.address);
+        let others: Vec<_> =
+            found.iter().filter(|cidr| **cidr != self.plan.address).map(ToString::to_string).collect();
+        let text = self.describe(right, &others);
+        self.tell(text, !right || !others.is_empty() || !self.status.link_up);
+        Ok(())
+    }
+
+    fn describe(&self, right: bool, others: &[String]) -> String {
+        let (name, wanted) = (&self.plan.interface, self.plan.address);
+        let mut text = match (right, self.status.configured_by.as_str()) {
+            (true, "kernel") => format!("{name} {wanted} already up"),
+            (true, _) => format!("{name} {wanted} up"),
+            (false, _) => format!("{name} has not the address {wanted}"),
+        };
+        if !others.is_empty() {
+            text.push_str(&format!(", but also {}", others.join(", ")));
+        }
+        if !self.status.link_up {
+            text.push_str(", but its link is down");
+        }
+        match &self.status.gateway {
+            Some(gateway) => text.push_str(&format!(", gateway {gateway}")),
+            None => text.push_str(", no gateway"),
+        }
+        let unknown = || "?".to_owned();
+        let mac = self.status.mac.clone().unwrap_or_else(unknown);
+        let mtu = self.status.mtu.map_or_else(unknown, |mtu| mtu.to_string());
+        text.push_str(&format!(", mac {mac}, mtu {mtu}"));
+        text
+    }
+
+    fn tell(&mut self, text: String, wrong: bool) {
+        if text == self.told {
+            return;
+        }
+        if wrong {
+            warn!("{text}")
+        } else {
+            info!("{text}")
+        }
+        self.told = text;
+    }
+
+    /// The bound has passed: said once, and still waited for.
+    fn give_notice(&mut self) -> Option<String> {
+        self.awaited = None;
+        Some(format!("there is no interface {}; it is set up when it comes", self.plan.interface))
+    }
+}
+
+impl Machine {
+    /// The first look, in the boot.
+    pub(super) fn start_network(&mut self) {
+        let begin = now();
+        for note in self.network.plan.notes.clone() {
+            debug!("{note}");
+        }
+        let outcome = self.network.start(&self.reactor);
+        self.network_outcome(begin, outcome);
+    }
+
+    pub(super) fn network_changed(&mut self) {
+        let begin = now();
+        if let Some(netlink) = &self.network.netlink {
+            netlink.drain_events();
+        }
+        let outcome = self.network.look();
+        self.network_outcome(begin, outcome);
+    }
+
+    pub(super) fn network_timer(&mut self) {
+        if self.network.awaited.is_some_and(|at| at <= now())
+            && let Some(warning) = self.network.give_notice()
+        {
+            self.stages.warn(warning);
+        }
+    }
+
+    fn network_outcome(&mut self, begin: Moment, outcome: Outcome) {
+        let first = outcome.warnings.first().cloned();
+        for warning in outcome.warnings {
+            self.stages.warn(warning);
+        }
+        if outcome.settled {
+            self.stages.add("network", begin, now(), first);
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! All services: order of start and stop, events by unit, the tally of deaths.
+
+use std::collections::BTreeMap;
+
+use guest::{
+    cgroup::Tree,
+    clock::Moment,
+    control::{ExitReport, ServiceStatus},
+    service::Service,
+    supervise::Event,
+    sys::Reaped,
+};
+use tracing::info;
+
+use super::{
+    report::Tally,
+    unit::{Kind, Unit, World},
+};
+use crate::pid1::reap;
+
+/// Why a service cannot be started or stopped.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::pid1) enum StartError {
+    #[error("there is no service {0}")]
+    Unknown(String),
+    #[error("{name} does not run on this machine: {path} is missing")]
+    NotHere { name: String, path: String },
+}
+
+#[derive(Debug)]
+pub(in crate::pid1) struct Services {
+    units: Vec<Unit>,
+    tally: Tally,
+    /// Everything is being stopped, those that others wait for last.
+    stopping: bool,
+}
+
+impl Services {
+    pub(in crate::pid1) fn new(services: BTreeMap<String, Service>) -> Self {
+        let units =
+            services.into_values().enumerate().map(|(index, service)| Unit::new(service, index as u32));
+        Self { units: units.collect(), tally: Tally::default(), stopping: false }
+    }
+
+    pub(in crate::pid1) fn find(&self, name: &str) -> Option<&Unit> {
+        self.units.iter().find(|unit| unit.name() == name)
+    }
+
+    fn position(&self, name: &str) -> Result<usize, StartError> {
+        let found = self.units.iter().position(|unit| unit.name() == name);
+        found.ok_or_else(|| StartError::Unknown(name.to_owned()))
+    }
+
+    /// Starts whatever is wanted and need not wait any longer; in a shutdown, stops whoever nobody needs any longer.
+    pub(in crate::pid1) fn pump(&mut self, world: World<'_>) {
+        if self.stopping {
+            return self.pump_stop(world);
+        }
+        while let Some(index) = self.units.iter().position(|unit| unit.wanted && self.may_start(unit)) {
+            let unit = &mut self.units[index];
+            unit.wanted = false;
+            match missing(&unit.service) {
+                Some(path) => unit.skip(&path),
+                None => unit.event(Event::Start, world),
+            }
+        }
+    }
+
+    /// Only envd, and what it waits for: the first thing that a boot starts.
+    pub(in crate::pid1) fn pump_only(&mut self, name: &str, world: World<'_>) {
+        let mut first = vec![name.to_owned()];
+        let mut at = 0;
+        while let Some(name) = first.get(at).cloned() {
+            let after = self.find(&name).map(|unit| unit.service.after.clone()).unwrap_or_default();
+            first.extend(after.into_iter().filter(|name| !first.contains(name)).collect::<Vec<_>>());
+            at += 1;
+        }
+        let others: Vec<usize> = (0..self.units.len())
+            .filter(|index| self.units[*index].wanted && !first.contains(&self.units[*index].service.name))
+            .collect();
+        for index in &others {
+            self.units[*index].wanted = false;
+        }
+        self.pump(world);
+        for index in others {
+            self.units[index].wanted = true;
+        }
+    }
+
+    fn may_start(&self, unit: &Unit) -> bool {
+        unit.service.after.iter().all(|name| {
+            self.find(name).is_none_or(|other| other.is_settled() || !other.wanted && other.is_down())
+        })
+    }
+
+    fn pump_stop(&mut self, world: World<'_>) {
+        for index in 0..self.units.len() {
+            let needed = self.units.iter().any(|other| {
+                !other.is_down() && other.service.after.iter().any(|name| name == self.units[index].name())
+            });
+            if !needed && !self.units[index].is_down() {
+                self.units[index].event(Event::Stop, world);
+            }
+        }
+    }
+
+    /// Stops everything, those that others wait for last.
+    pub(in crate::pid1) fn stop_all(&mut self, world: World<'_>) {
+        self.stopping = true;
+        for unit in &mut self.units {
+            unit.wanted = false;
+        }
+        self.pump_stop(world);
+    }
+
+    pub(in crate::pid1) fn all_down(&self) -> bool {
+        self.units.iter().all(Unit::is_down)
+    }
+
+    pub(in crate::pid1) fn start(&mut self, name: &str, world: World<'_>) -> Result<(), StartError> {
+        let index = self.position(name)?;
+        self.must_be_here(index)?;
+        self.units[index].event(Event::Start, world);
+        Ok(())
+    }
+
+    pub(in crate::pid1) fn stop(&mut self, name: &str, world: World<'_>) -> Result<(), StartError> {
+        let index = self.position(name)?;
+        self.units[index].wanted = false;
+        self.units[index].event(Event::Stop, world);
+        Ok(())
+    }
+
+    pub(in crate::pid1) fn restart(&mut self, name: &str, world: World<'_>) -> Result<(), StartError> {
+        let index = self.position(name)?;
+        self.must_be_here(index)?;
+        info!("{name} is restarted on request");
+        self.units[index].event(Event::Restart, world);
+        Ok(())
+    }
+
+    fn must_be_here(&self, index: usize) -> Result<(), StartError> {
+        let service = &self.units[index].service;
+        match missing(service) {
+            None => Ok(()),
+            Some(path) => {
+                Err(StartError::NotHere { name: service.name.clone(), path: path.display().to_string() })
+            }
+        }
+    }
+
+    /// Looks after the supervised ones by their own numbers, before any orphan.
+    pub(in crate::pid1) fn reap(&mut self, world: World<'_>) {
+        for index in 0..self.units.len() {
+            if let Some(pid) = self.units[index].pid()
+                && let Some(death) = reap::one(pid)
+            {
+                self.died(index, death, world);
+            }
+        }
+    }
+
+    /// One that was reaped with the orphans may be ours after all.
+    pub(in crate::pid1) fn reaped(&mut self, death: Reaped, world: World<'_>) {
+        if let Some(index) = self.units.iter().position(|unit| unit.pid() == Some(death.pid)) {
+            self.died(index, death, world);
+        }
+    }
+
+    fn died(&mut self, index: usize, death: Reaped, world: World<'_>) {
+        if let Some(report) = self.units[index].died(death, world) {
+            self.tally.add(&report);
+        }
+    }
+
+    pub(in crate::pid1) fn look_whether_drained(&mut self, world: World<'_>) {
+        for unit in &mut self.units {
+            unit.look_whether_drained(world);
+        }
+    }
+
+    pub(in crate::pid1) fn tick(&mut self, world: World<'_>) {
+        for unit in &mut self.units {
+            if unit.deadline().is_some_and(|at| at <= world.now) {
+                unit.look_whether_drained(world);
+                unit.event(Event::Tick, world);
+            }
+        }
+    }
+
+    pub(in crate::pid1) fn deadline(&self) -> Option<Moment> {
+        self.units.iter().filter_map(Unit::deadline).min()
+    }
+
+    pub(in crate::pid1) fn ready(&mut self, index: u32, kind: Kind, world: World<'_>) {
+        if let Some(unit) = self.units.get_mut(index as usize) {
+            unit.ready(kind, world);
+        }
+    }
+
+    /// A message of a service to the notify socket; whose it is tells the sender's number, or his cgroup.
+    pub(in crate::pid1) fn notified(
+        &mut self,
+        pid: i32,
+        key: &str,
+        value: &str,
+        world: World<'_>,
+    ) -> Option<&Unit> {
+        let by_pid = self.units.iter().position(|unit| unit.pid() == Some(pid));
+        let index = by_pid.or_else(|| self.by_group(pid))?;
+        self.units[index].notified(key, value, world);
+        Some(&self.units[index])
+    }
+
+    fn by_group(&self, pid: i32) -> Option<usize> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let group = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        self.units.iter().position(|unit| unit.service.owns_group() && unit.service.group_path() == group)
+    }
+
+    pub(in crate::pid1) fn status(&self, tree: &Tree) -> Vec<ServiceStatus> {
+        self.units.iter().filter(|unit| !unit.skipped).map(|unit| unit.status(tree)).collect()
+    }
+
+    pub(in crate::pid1) fn deaths(&self) -> Vec<ExitReport> {
+        self.tally.list().cloned().collect()
+    }
+}
+
+/// The first path of `only_if` that is missing.
+fn missing(service: &Service) -> Option<std::path::PathBuf> {
+    service.only_if.iter().find(|path| !path.exists()).cloned()
+}

@@ -1,0 +1,479 @@
+//! One service: its state machine, its process, its output.
+//!
+//! | phase | process | left by |
+//! |---|---|---|
+//! | waiting | none | everything in `after` has settled → the machine's `Start` |
+//! | the machine's states | as [`guest::supervise`] has them | |
+//! | draining | main one dead, others left in its cgroup | they are dead too, or a bound → the machine's `Exited` |
+//!
+//! Draining means that a restart never meets what the last run left behind, and that "restarted" is told only when the old
+//! one is wholly gone.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use guest::{
+    cgroup::Tree,
+    clock::Moment,
+    control::{ExitReport, ServiceStatus},
+    log,
+    reactor::{Interest, Reactor, Token, read_ready},
+    record::{self, Level},
+    service::{LogTo, Readiness, Service},
+    spawn::{self, Spawned},
+    supervise::{Action, Event, Machine, ProbeFailure, State},
+    sys::Reaped,
+};
+use nix::{
+    sys::signal::{Signal, kill, killpg},
+    unistd::Pid,
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    lines::Lines,
+    probe, program,
+    report::{self, Circumstances, Tail},
+};
+use crate::pid1::machine::tokens;
+
+/// Bytes of a service's output that are taken in one turn: a flood shares the loop with everybody.
+const READ: usize = 16 * 1024;
+/// What is left in a service's cgroup is killed, and waited for this long.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Which of a unit's descriptors an event is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::pid1) enum Kind {
+    Steps,
+    Stdout,
+    Stderr,
+}
+
+impl Kind {
+    pub(in crate::pid1) fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::Steps,
+            1 => Self::Stdout,
+            _ => Self::Stderr,
+        }
+    }
+}
+
+/// The process that runs now.
+#[derive(Debug)]
+struct Process {
+    pid: i32,
+    steps: Option<OwnedFd>,
+    pipes: [Option<OwnedFd>; 2],
+    lines: [Lines; 2],
+    oom_kills: u64,
+    group_entered: bool,
+}
+
+/// The main process is dead; the rest of its cgroup is ending.
+#[derive(Debug)]
+struct Draining {
+    success: bool,
+    until: Moment,
+}
+
+#[derive(Debug)]
+pub(in crate::pid1) struct Unit {
+    pub(in crate::pid1) service: Service,
+    index: u32,
+    machine: Machine,
+    process: Option<Process>,
+    draining: Option<Draining>,
+    tail: Tail,
+    last_exit: Option<ExitReport>,
+    /// It is to be started as soon as what it waits for has settled.
+    pub(in crate::pid1) wanted: bool,
+    /// It was ready once, has ended, or will not run: who waits for it need not any more.
+    settled: bool,
+    /// It will not run on this machine: a path of `only_if` is missing.
+    pub(in crate::pid1) skipped: bool,
+    /// Programs executed so far.
+    executed: u64,
+    /// Why the last start failed.
+    failure: Option<String>,
+    status_text: Option<String>,
+}
+
+/// What a unit works with.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::pid1) struct World<'a> {
+    pub(in crate::pid1) reactor: &'a Reactor,
+    pub(in crate::pid1) tree: &'a Tree,
+    pub(in crate::pid1) now: Moment,
+}
+
+impl Unit {
+    pub(super) fn new(service: Service, index: u32) -> Self {
+        Self {
+            machine: Machine::new(program::policy(&service)),
+            wanted: service.enabled,
+            service,
+            index,
+            process: None,
+            draining: None,
+            tail: Tail::default(),
+            last_exit: None,
+            settled: false,
+            skipped: false,
+            executed: 0,
+            failure: None,
+            status_text: None,
+        }
+    }
+
+    pub(in crate::pid1) fn name(&self) -> &str {
+        &self.service.name
+    }
+
+    pub(in crate::pid1) fn state(&self) -> State {
+        self.machine.state()
+    }
+
+    pub(in crate::pid1) fn pid(&self) -> Option<i32> {
+        self.process.as_ref().map(|process| process.pid)
+    }
+
+    pub(in crate::pid1) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// Nothing of it runs, and nothing of it will by itself.
+    pub(in crate::pid1) fn is_down(&self) -> bool {
+        self.process.is_none()
+            && self.draining.is_none()
+            && matches!(self.state(), State::Stopped | State::Exited)
+    }
+
+    pub(in crate::pid1) fn executed(&self) -> u64 {
+        self.executed
+    }
+
+    pub(in crate::pid1) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    pub(in crate::pid1) fn last_exit(&self) -> Option<&ExitReport> {
+        self.last_exit.as_ref()
+    }
+
+    pub(in crate::pid1) fn deadline(&self) -> Option<Moment> {
+        [self.machine.deadline(), self.draining.as_ref().map(|draining| draining.until)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Hands an event to the machine and does what it says.
+    pub(in crate::pid1) fn event(&mut self, event: Event, world: World<'_>) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            for action in self.machine.on(event, world.now) {
+                events.extend(self.act(action, world));
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action, world: World<'_>) -> Option<Event> {
+        match action {
+            Action::Spawn => Some(self.spawn(world)),
+            Action::Signal(signal) => {
+                self.signal(signal, world);
+                None
+            }
+            Action::Probe => Some(if probe::is_ready(&self.service.readiness) {
+                Event::Ready
+            } else {
+                Event::ProbeFailed(ProbeFailure::Refused)
+            }),
+            Action::AbandonProbe => None,
+            Action::Became(state, why) => {
+                self.became(state, why.as_deref());
+                None
+            }
+        }
+    }
+
+    fn became(&mut self, state: State, why: Option<&str>) {
+        let name = self.name();
+        match (state, why) {
+            (State::Stopping, Some(why)) => info!("{name} is being stopped: {why}"),
+            (state, why) => debug!("{name} is {} {}", state.as_str(), why.unwrap_or_default()),
+        }
+        if matches!(state, State::Healthy | State::Exited | State::Backoff | State::Stopped) {
+            self.settled = true;
+        }
+    }
+
+    fn spawn(&mut self, world: World<'_>) -> Event {
+        self.wanted = false;
+        self.failure = None;
+        self.prepare_group(world.tree);
+        let outcome = program::program(&self.service, world.tree)
+            .and_then(|program| spawn::spawn(&program).map_err(|error| error.to_string()));
+        match outcome {
+            Ok(spawned) => {
+                self.register(spawned, world);
+                Event::Spawned
+            }
+            Err(why) => {
+                self.failed(&why);
+                Event::SpawnFailed
+            }
+        }
+    }
+
+    fn failed(&mut self, why: &str) {
+        // Said once, not at every try of a backoff that never ends.
+        if self.failure.as_deref() != Some(why) && self.machine.restarts() == 0 {
+            warn!("{}: {why}", self.name());
+        } else {
+            debug!("{}: {why}", self.name());
+        }
+        self.failure = Some(why.to_owned());
+    }
+
+    fn prepare_group(&self, tree: &Tree) {
+        let group = self.service.group_path();
+        let mut problems: Vec<_> = tree.make(&group).err().into_iter().collect();
+        problems.extend(tree.set(&group, &self.service.cgroup));
+        if self.machine.restarts() == 0 {
+            for problem in problems {
+                warn!("{}: {problem}", self.name());
+            }
+        }
+    }
+
+    /// From here on the process is known: nothing is reaped between the fork and this, for there is one thread.
+    fn register(&mut self, spawned: Spawned, world: World<'_>) {
+        let group = self.service.group_path();
+        let process = Process {
+            pid: spawned.pid.as_raw(),
+            steps: Some(spawned.steps),
+            pipes: [spawned.stdout, spawned.stderr],
+            lines: [Lines::default(), Lines::default()],
+            oom_kills: world.tree.oom_kills(&group).unwrap_or(0),
+            group_entered: true,
+        };
+        for (fd, kind) in [(&process.steps, 0), (&process.pipes[0], 1), (&process.pipes[1], 2)] {
+            if let Some(fd) = fd {
+                self.watch(fd, kind, world.reactor);
+            }
+        }
+        self.process = Some(process);
+    }
+
+    fn watch(&self, fd: &OwnedFd, kind: u8, reactor: &Reactor) {
+        let token: Token = tokens::unit(self.index, kind);
+        if let Err(error) = reactor.add(fd, token, Interest::Read) {
+            warn!("{}: {error}", self.name());
+        }
+    }
+
+    /// Something can be read.
+    pub(in crate::pid1) fn ready(&mut self, kind: Kind, world: World<'_>) {
+        match kind {
+            Kind::Steps => self.read_steps(world),
+            Kind::Stdout => drop(self.read_output(0)),
+            Kind::Stderr => drop(self.read_output(1)),
+        }
+    }
+
+    fn read_steps(&mut self, world: World<'_>) {
+        let Some(process) = &mut self.process else { return };
+        let Some(pipe) = &process.steps else { return };
+        let steps = spawn::read_steps(pipe);
+        if steps.ended {
+            process.steps = None;
+        }
+        let path = self.service.program().unwrap_or(std::path::Path::new("")).to_owned();
+        let mut ended_by = None;
+        for failure in &steps.failures {
+            if failure.is_final() {
+                ended_by = Some(failure.describe(&path));
+            } else {
+                process.group_entered &= failure.step != spawn::Step::Cgroup;
+                warn!("{}: {}", self.service.name, failure.describe(&path));
+            }
+        }
+        match ended_by {
+            Some(why) => self.failed(&why),
+            None if steps.ended && self.failure.is_none() => {
+                self.executed += 1;
+                self.event(Event::Executed, world);
+            }
+            None => {}
+        }
+    }
+
+    /// One bounded read; more comes with the next turn.
+    fn read_output(&mut self, which: usize) -> bool {
+        let Some(process) = &mut self.process else { return false };
+        let Some(pipe) = &process.pipes[which] else { return false };
+        let mut buffer = [0; READ];
+        match read_ready(pipe, &mut buffer) {
+            Ok(Some(count)) if count > 0 => {
+                let (service, tail) = (&self.service, &mut self.tail);
+                process.lines[which].push(&buffer[..count], |line| tell_line(service, tail, which, line));
+                true
+            }
+            Ok(None) => false,
+            _ => {
+                process.pipes[which] = None;
+                false
+            }
+        }
+    }
+
+    /// TERM and CONT go to everybody in its cgroup, as under systemd; KILL too. envd's wrapper ends envd itself.
+    fn signal(&self, signal: Signal, world: World<'_>) {
+        let Some(process) = &self.process else { return };
+        let pid = Pid::from_raw(process.pid);
+        let group = self.service.group_path();
+        if signal == Signal::SIGKILL && self.owns_group() {
+            let _ = world.tree.kill(&group);
+        }
+        if self.service.owns_group() && process.group_entered {
+            for member in world.tree.processes(&group).into_iter().filter(|member| *member != process.pid) {
+                let _ = kill(Pid::from_raw(member), signal);
+            }
+        }
+        // Not reaped yet, so the number is still its own; its children share its session's group.
+        let _ = if signal == Signal::SIGTERM {
+            kill(pid, signal)
+        } else {
+            killpg(pid, signal).or(kill(pid, signal))
+        };
+        let _ = kill(pid, Signal::SIGCONT);
+    }
+
+    /// Whether all that is in its cgroup is its own to end.
+    fn owns_group(&self) -> bool {
+        let entered = self.process.as_ref().is_none_or(|process| process.group_entered);
+        entered && self.service.placement != guest::service::Placement::InitScope
+    }
+
+    /// The main process was reaped.
+    pub(in crate::pid1) fn died(&mut self, death: Reaped, world: World<'_>) -> Option<ExitReport> {
+        self.read_steps(world);
+        for which in 0..2 {
+            // What it said last is worth reading, but a heir of the pipe that floods is not waited for.
+            for _ in 0..16 {
+                if !self.read_output(which) {
+                    break;
+                }
+            }
+        }
+        let mut process = self.process.take()?;
+        for (which, lines) in process.lines.iter_mut().enumerate() {
+            lines.finish(|line| tell_line(&self.service, &mut self.tail, which, line));
+        }
+        let report = self.exit_report(death, &process, world);
+        self.last_exit = Some(report.clone());
+        let success = !death.by_signal && death.status == 0 && self.failure.is_none();
+        self.drain_or_end(success, &process, world);
+        Some(report)
+    }
+
+    fn exit_report(&mut self, death: Reaped, process: &Process, world: World<'_>) -> ExitReport {
+        let group = self.service.group_path();
+        let oom = world.tree.oom_kills(&group).unwrap_or(0) > process.oom_kills;
+        let expected = self.service.is_oneshot() && !death.by_signal && death.status == 0;
+        let about = Circumstances {
+            service: &self.service.name,
+            uptime: world.now.saturating_sub(self.machine.started()),
+            restarts: self.machine.restarts(),
+            oom,
+            peak_memory_bytes: world.tree.memory_peak(&group),
+            reason: self.failure.as_deref().or(self.machine.reason()),
+            last_lines: self.tail.take(),
+            at: world.now,
+        };
+        let report = report::report(death, about);
+        if self.failure.is_none() && !expected {
+            report::tell(&report, self.state() == State::Stopping);
+        }
+        report
+    }
+
+    fn drain_or_end(&mut self, success: bool, process: &Process, world: World<'_>) {
+        let group = self.service.group_path();
+        let entered = process.group_entered && self.owns_group();
+        if entered && !world.tree.processes(&group).is_empty() {
+            let _ = world.tree.kill(&group);
+            self.draining = Some(Draining { success, until: world.now + DRAIN });
+        } else {
+            self.end(success, world);
+        }
+    }
+
+    /// To be called after something was reaped and when the deadline has come.
+    pub(in crate::pid1) fn look_whether_drained(&mut self, world: World<'_>) {
+        let Some(draining) = &self.draining else { return };
+        let empty = world.tree.processes(&self.service.group_path()).is_empty();
+        if empty || draining.until <= world.now {
+            if !empty {
+                warn!("{}: processes of its last run do not end, even by SIGKILL", self.name());
+            }
+            let success = draining.success;
+            self.end(success, world);
+        }
+    }
+
+    fn end(&mut self, success: bool, world: World<'_>) {
+        self.draining = None;
+        if self.service.owns_group() {
+            world.tree.remove(&self.service.group_path());
+        }
+        self.event(Event::Exited { success }, world);
+    }
+
+    /// `READY=1` or `STATUS=…`.
+    pub(in crate::pid1) fn notified(&mut self, key: &str, value: &str, world: World<'_>) {
+        match (key, value) {
+            ("READY", "1") if self.service.readiness == Readiness::Notify => self.event(Event::Ready, world),
+            ("STATUS", text) => self.status_text = Some(text.chars().take(200).collect()),
+            _ => {}
+        }
+    }
+
+    /// It will not run on this machine.
+    pub(in crate::pid1) fn skip(&mut self, path: &std::path::Path) {
+        debug!("{}: passed over, there is no {}", self.name(), path.display());
+        self.skipped = true;
+        self.wanted = false;
+        self.settled = true;
+    }
+
+    pub(in crate::pid1) fn status(&self, tree: &Tree) -> ServiceStatus {
+        let state = match self.state() {
+            State::Healthy if self.service.readiness == Readiness::None => "running",
+            State::Exited if self.last_exit.as_ref().is_some_and(|exit| exit.status != Some(0)) => "failed",
+            _ if self.wanted && self.process.is_none() => "waiting",
+            state => state.as_str(),
+        };
+        ServiceStatus {
+            name: self.name().to_owned(),
+            state: state.to_owned(),
+            pid: self.pid(),
+            restarts: self.machine.restarts(),
+            since_ns: u64::try_from(self.machine.since().as_nanos()).unwrap_or(u64::MAX),
+            memory_bytes: self.pid().and_then(|_| tree.memory_current(&self.service.group_path())),
+            last_exit: self.last_exit.clone(),
+        }
+    }
+}
+
+fn tell_line(service: &Service, tail: &mut Tail, which: usize, line: &[u8]) {
+    let (level, text) = record::split_level(line);
+    let level = if which == 1 && level == Level::Debug { Level::Info } else { level };
+    tail.push(text);
+    match service.log {
+        LogTo::Console => log::emit(&service.name, level, text),
+        LogTo::Ring => log::keep(&service.name, level, text),
+    }
+}
