@@ -1,6 +1,7 @@
 //! The command line and the configuration, as one [`Settings`].
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,11 +10,12 @@ use guest::config::{self, Config};
 use lexopt::prelude::*;
 
 use crate::choose::Search;
+use crate::shim;
 
 /// envd's port, in every sandbox.
 pub(crate) const PORT: u16 = 49983;
 /// What a live upgrade passes to the new program; at a restart it would wait for a predecessor that is dead.
-const RESUME_HANDOVER: &str = "--resume-handover";
+const RESUME_HANDOVER: &[u8] = b"resume-handover";
 
 pub(crate) const USAGE: &str = "\
 usage: envd-wrapper [run] [OPTION…] [-- ARGUMENT OF ENVD…]
@@ -138,6 +140,11 @@ fn next(parser: &mut lexopt::Parser, settings: &mut Settings) -> Result<Option<G
             settings.cgroup = Some(parser.value()?.into());
             Given::Settled
         }
+        // How the shim calls itself again, under the wrapper's name.
+        Long("shim") => {
+            settings.shim_folder = Some(parser.value()?.into());
+            Given::Settled
+        }
         Long("config") => Given::Config(parser.value()?.into()),
         Long("check") => Given::Check,
         Long("version") => Given::Print(concat!("envd-wrapper ", env!("CARGO_PKG_VERSION")).to_owned()),
@@ -149,14 +156,10 @@ fn next(parser: &mut lexopt::Parser, settings: &mut Settings) -> Result<Option<G
 }
 
 fn shim_settings(called: &Path, arguments: impl Iterator<Item = OsString>) -> Settings {
-    // A bare name was found through PATH; the file itself tells its folder then.
-    let folder = match called.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => Some(folder.to_path_buf()),
-        _ => std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf())),
-    };
+    let itself = std::env::current_exe().unwrap_or_default();
     let mut settings = Settings {
         program: None,
-        shim_folder: folder,
+        shim_folder: Some(shim::folder(called.as_os_str(), &itself)),
         arguments: without_handover(arguments),
         port: PORT,
         cgroup: None,
@@ -168,7 +171,14 @@ fn shim_settings(called: &Path, arguments: impl Iterator<Item = OsString>) -> Se
 }
 
 fn without_handover(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    arguments.filter(|argument| argument != RESUME_HANDOVER).collect()
+    arguments.filter(|argument| !is_handover(argument)).collect()
+}
+
+/// Go's flags may begin with one dash or two, and carry a value.
+fn is_handover(argument: &OsStr) -> bool {
+    let flag = argument.as_bytes();
+    let name = flag.strip_prefix(b"--").or_else(|| flag.strip_prefix(b"-")).unwrap_or_default();
+    name.strip_prefix(RESUME_HANDOVER).is_some_and(|value| value.is_empty() || value.starts_with(b"="))
 }
 
 impl Settings {
@@ -208,7 +218,8 @@ mod tests {
 
     #[test]
     fn under_envds_name_everything_is_passed_on_but_a_handover() {
-        let settings = run(&["/usr/local/bin/envd", "-port", "1", "--resume-handover"]);
+        let settings =
+            run(&["/usr/local/bin/envd", "-port", "1", "--resume-handover", "-resume-handover=true"]);
         assert_eq!(settings.shim_folder, Some("/usr/local/bin".into()));
         assert_eq!(settings.arguments, ["-port", "1"]);
     }

@@ -1,11 +1,13 @@
 //! Which envd runs.
 //!
-//! In this order: the program named on the command line; called as a shim, the `envd.real` beside it; the configured one;
-//! then in `/usr/bin` and `/usr/local/bin` a real ELF at `envd` (an updater writes there) before the `envd.real` beside it.
+//! In this order: the program named on the command line; called as a shim, a real ELF at `envd` in the shim's folder (an
+//! updater has overwritten the shim), then the `envd.real` there; the configured one; then in `/usr/bin` and `/usr/local/bin`
+//! a real ELF at `envd` (an updater writes there) before the `envd.real` beside it.
 //!
 //! A wrapper never runs a wrapper: not itself (the same device and inode, whatever the name) and not a copy of itself.
 //! The platform's provisioning makes /usr/local writable to everybody, so a program that others than root can change is run
-//! only when the configuration pins it by path and sha256, or when whoever called us named it.
+//! only when the configuration pins it by path and sha256, or when whoever called us named it. In `/usr/bin`, where only root
+//! can put a file, a file is root's doing whoever owns it: updaters move uploads there.
 
 use std::fmt;
 use std::fs::{self, File, Metadata};
@@ -44,6 +46,8 @@ pub(crate) struct Verdict {
 struct Candidate {
     path: PathBuf,
     why: &'static str,
+    /// A script at its place is some image's own shim, not envd.
+    elf_only: bool,
     /// Whoever called us vouches for it.
     vouched: bool,
     sha256: Option<String>,
@@ -121,20 +125,26 @@ pub(crate) fn choose(search: &Search) -> Verdict {
 
 impl Search {
     fn candidates(&self) -> Vec<Candidate> {
-        let plain = |path: PathBuf, why| Candidate { path, why, vouched: false, sha256: None };
+        let plain =
+            |path: PathBuf, why| Candidate { path, why, elf_only: false, vouched: false, sha256: None };
         if let Some(path) = &self.named {
             return vec![Candidate { vouched: true, ..plain(path.clone(), "named on the command line") }];
         }
         let mut list = Vec::new();
         if let Some(folder) = &self.shim_folder {
-            list.push(Candidate { vouched: true, ..plain(folder.join("envd.real"), "beside the shim") });
+            let beside =
+                |name| Candidate { vouched: true, ..plain(folder.join(name), "in the shim's folder") };
+            list.push(Candidate { elf_only: true, ..beside("envd") });
+            list.push(beside("envd.real"));
         }
         if let Some(path) = &self.configured {
             list.push(Candidate { sha256: self.sha256.clone(), ..plain(path.clone(), "configured") });
         }
         for folder in FOLDERS.map(Path::new) {
-            list.push(plain(folder.join("envd"), "found"));
-            list.push(plain(folder.join("envd.real"), "found"));
+            let vouched = folder == Path::new(FOLDERS[0]) && changeable_by_others(folder).is_none();
+            for name in ["envd", "envd.real"] {
+                list.push(Candidate { elf_only: true, vouched, ..plain(folder.join(name), "found") });
+            }
         }
         list
     }
@@ -156,12 +166,11 @@ impl Candidate {
         self.judge_trust()
     }
 
-    /// What was only found must be an ELF: a script at envd's place is some image's own shim.
     fn judge_content(&self) -> Result<(), Refusal> {
         match elf::inspect(&self.path).map_err(Refusal::Unreadable)? {
             Program::Elf { .. } => Ok(()),
-            Program::Script { .. } if self.why != "found" => Ok(()),
-            Program::Script { .. } => Err(Refusal::NotElf),
+            Program::Script { .. } if self.elf_only => Err(Refusal::NotElf),
+            Program::Script { .. } => Ok(()),
             Program::Other => Err(Refusal::NotAProgram),
         }
     }
@@ -223,7 +232,8 @@ mod tests {
 
     fn judge(path: &Path, why: &'static str, sha256: Option<&str>) -> Result<(), Refusal> {
         let sha256 = sha256.map(str::to_owned);
-        Candidate { path: path.to_path_buf(), why, vouched: false, sha256 }.judge()
+        let elf_only = why == "found";
+        Candidate { path: path.to_path_buf(), why, elf_only, vouched: false, sha256 }.judge()
     }
 
     /// A copy of a real ELF program, in a folder of root's alone.
@@ -282,6 +292,15 @@ mod tests {
         let real = program(folder.path(), "envd.real");
         let search = Search { shim_folder: Some(folder.path().to_path_buf()), ..Search::default() };
         assert_eq!(choose(&search).chosen(), Some(real.as_path()));
+    }
+
+    #[test]
+    fn an_updater_that_overwrote_the_shim_is_served() {
+        let folder = tempfile::tempdir_in("/var/lib").unwrap();
+        program(folder.path(), "envd.real");
+        let newer = program(folder.path(), "envd");
+        let search = Search { shim_folder: Some(folder.path().to_path_buf()), ..Search::default() };
+        assert_eq!(choose(&search).chosen(), Some(newer.as_path()));
     }
 
     #[test]

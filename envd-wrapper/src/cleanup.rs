@@ -4,7 +4,7 @@
 //! bind where old ones listen. What users started (`user`, `ptys`) is theirs and is never touched, only counted.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use guest::cgroup::{self, Tree};
 use nix::sys::signal::{Signal, kill};
@@ -14,8 +14,41 @@ use nix::unistd::Pid;
 const FORWARDS: &str = "socats";
 /// Where envd runs what users ask for.
 const USERS: [&str; 2] = ["user", "ptys"];
-/// Only in a cgroup of one of these names do we share our cgroup with nobody but envd and its helpers.
-const OWN_GROUPS: [&str; 2] = [cgroup::ENVD, "envd.service"];
+/// A cgroup of one of these names holds envd, its helpers, and those who supervise it; any other one may be a whole login.
+const OWN_GROUPS: [&str; 3] = [cgroup::ENVD, "envd.service", "openrc.envd"];
+
+/// The cgroup that envd runs in.
+#[derive(Debug, Default)]
+pub(crate) struct Home {
+    /// Below the root of cgroup2; `None` where there is no cgroup2.
+    pub(crate) group: Option<String>,
+    /// Nobody is in it but envd, its helpers, ourselves and those above us.
+    own: bool,
+}
+
+impl Home {
+    /// `chosen` is a cgroup's folder; without one envd shares ours.
+    pub(crate) fn find(chosen: Option<&Path>) -> Self {
+        let group = match chosen {
+            Some(folder) => folder.strip_prefix(cgroup::ROOT).ok().map(|path| path.display().to_string()),
+            None => our_group(),
+        };
+        let name = group.as_deref().and_then(|group| Path::new(group).file_name());
+        let own = chosen.is_some() || name.is_some_and(|name| OWN_GROUPS.iter().any(|own| name == *own));
+        Self { group, own }
+    }
+
+    /// envd's helpers: everybody in its cgroup but ourselves and our ancestors (a supervisor that runs us there).
+    fn helpers(&self, tree: &Tree) -> Vec<i32> {
+        // An envd that could not make its cgroups runs what users ask for in its own.
+        let users_have_their_own = tree.path(USERS[0]).is_dir();
+        let Some(group) = self.group.as_deref().filter(|_| self.own && users_have_their_own) else {
+            return Vec::new();
+        };
+        let spared: Vec<i32> = lineage().collect();
+        tree.processes(group).into_iter().filter(|pid| !spared.contains(pid)).collect()
+    }
+}
 
 /// How many processes were found.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -31,50 +64,85 @@ impl Leftovers {
         let ended = self.helpers + self.forwards;
         (ended + self.users > 0).then(|| {
             format!(
-                "after envd's end: {} helpers and {} port forwards ended, {} user processes left alone",
-                self.helpers, self.forwards, self.users
+                "left by the last envd: {} and {} ended, {} left alone",
+                count(self.helpers, "helper"),
+                count(self.forwards, "port forward"),
+                count(self.users, "user process")
             )
         })
     }
 }
 
+fn count(number: usize, what: &str) -> String {
+    let plural = match what.ends_with('s') {
+        _ if number == 1 => "",
+        true => "es",
+        false => "s",
+    };
+    format!("{number} {what}{plural}")
+}
+
 /// Ends helpers and port forwards.
-pub(crate) fn sweep() -> Leftovers {
+pub(crate) fn sweep(home: &Home) -> Leftovers {
     let tree = Tree::default();
     Leftovers {
-        helpers: end(&own_group_members()),
+        helpers: end(&home.helpers(&tree)),
         forwards: end(&tree.processes(FORWARDS)),
         users: USERS.iter().map(|group| count_below(&tree.path(group))).sum(),
     }
 }
 
-/// Everybody in our own cgroup but ourselves, when that cgroup is envd's.
-fn own_group_members() -> Vec<i32> {
-    let Some(group) = own_group() else { return Vec::new() };
-    let name = Path::new(&group).file_name().unwrap_or_default();
-    if !OWN_GROUPS.iter().any(|own| name == *own) {
-        return Vec::new();
-    }
-    let ourselves = std::process::id() as i32;
-    let members = Tree::default().processes(&group);
-    members.into_iter().filter(|pid| *pid != ourselves).collect()
-}
-
 /// Our own cgroup, below the root of cgroup2.
-pub(crate) fn own_group() -> Option<String> {
+fn our_group() -> Option<String> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
     Some(path.to_owned())
+}
+
+/// Ourselves, our parent, its parent …
+fn lineage() -> impl Iterator<Item = i32> {
+    std::iter::successors(Some(std::process::id() as i32), |pid| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        parent.trim().parse().ok().filter(|parent| *parent > 0)
+    })
 }
 
 fn end(pids: &[i32]) -> usize {
     pids.iter().filter(|pid| kill(Pid::from_raw(**pid), Signal::SIGKILL).is_ok()).count()
 }
 
-fn count_below(folder: &PathBuf) -> usize {
+fn count_below(folder: &Path) -> usize {
     let here = fs::read_to_string(folder.join("cgroup.procs")).map_or(0, |text| text.lines().count());
     let Ok(entries) = fs::read_dir(folder) else { return here };
     let folders =
         entries.filter_map(Result::ok).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     here + folders.map(|entry| count_below(&entry.path())).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_that_is_not_envds_is_left_alone() {
+        let login = Home { group: Some("user.slice/session-1.scope".to_owned()), own: false };
+        assert_eq!(login.helpers(&Tree::default()), Vec::<i32>::new());
+        assert!(!Home::find(None).own, "tests do not run in envd's cgroup");
+    }
+
+    #[test]
+    fn those_above_us_are_spared() {
+        let lineage: Vec<i32> = lineage().collect();
+        assert_eq!(lineage[0], std::process::id() as i32);
+        assert_eq!(lineage[1], nix::unistd::getppid().as_raw());
+    }
+
+    #[test]
+    fn what_was_left_is_said_in_words() {
+        let left = Leftovers { helpers: 1, forwards: 2, users: 1 };
+        let said = "left by the last envd: 1 helper and 2 port forwards ended, 1 user process left alone";
+        assert_eq!(left.describe().as_deref(), Some(said));
+        assert_eq!(Leftovers::default().describe(), None);
+    }
 }

@@ -8,7 +8,7 @@ use guest::control::ExitReport;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
-use crate::cleanup;
+use crate::cleanup::Home;
 
 /// What the cgroup's counters said when the life began.
 #[derive(Debug, Default)]
@@ -17,8 +17,8 @@ pub(crate) struct Before {
 }
 
 /// Reads the counters.
-pub(crate) fn before() -> Before {
-    Before { oom_kills: cleanup::own_group().and_then(|group| Tree::default().oom_kills(&group)) }
+pub(crate) fn before(home: &Home) -> Before {
+    Before { oom_kills: home.group.as_deref().and_then(|group| Tree::default().oom_kills(group)) }
 }
 
 /// What is known of the life that ended.
@@ -27,6 +27,7 @@ pub(crate) struct Life<'a> {
     pub(crate) pid: i32,
     pub(crate) started: Moment,
     pub(crate) before: &'a Before,
+    pub(crate) home: &'a Home,
     pub(crate) restarts: u64,
     /// Why we ended it, where we did.
     pub(crate) reason: Option<String>,
@@ -35,9 +36,9 @@ pub(crate) struct Life<'a> {
 
 /// Puts it all together.
 pub(crate) fn report(status: WaitStatus, life: Life<'_>, now: Moment) -> ExitReport {
-    let group = cleanup::own_group();
+    let group = life.home.group.as_deref();
     let tree = Tree::default();
-    let kills = group.as_deref().and_then(|group| tree.oom_kills(group));
+    let kills = group.and_then(|group| tree.oom_kills(group));
     let (status, signal, core) = how(status);
     ExitReport {
         service: "envd".to_owned(),
@@ -48,7 +49,7 @@ pub(crate) fn report(status: WaitStatus, life: Life<'_>, now: Moment) -> ExitRep
         oom: signal == Some(Signal::SIGKILL) && kills > life.before.oom_kills,
         uptime_ms: now.saturating_sub(life.started).as_millis() as u64,
         restarts: life.restarts,
-        peak_memory_bytes: group.as_deref().and_then(|group| tree.memory_peak(group)),
+        peak_memory_bytes: group.and_then(|group| tree.memory_peak(group)),
         reason: life.reason,
         last_lines: life.last_lines,
         at_ns: now.as_nanos() as u64,
@@ -88,6 +89,7 @@ mod tests {
             pid: 57,
             started: Duration::from_secs(10),
             before: &Before::default(),
+            home: &Home::default(),
             restarts: 2,
             reason: reason.map(str::to_owned),
             last_lines: Vec::new(),

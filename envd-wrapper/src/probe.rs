@@ -50,8 +50,7 @@ impl Probe {
     }
 
     /// Whether it waits to write (else: to read).
-    #[cfg(test)]
-    const fn is_connecting(&self) -> bool {
+    pub(crate) const fn is_connecting(&self) -> bool {
         !self.asked
     }
 

@@ -31,7 +31,7 @@ pub(crate) fn leave_envds_name() {
     }
     // The arguments that the shim was called with, in the words of its own command line.
     let mut arguments =
-        vec!["run".into(), "--envd".into(), beside(&called, &itself).into_os_string(), "--".into()];
+        vec!["run".into(), "--shim".into(), folder(&called, &itself).into_os_string(), "--".into()];
     arguments.extend(std::env::args_os().skip(1));
     for program in [installed_twin(), memory_copy(&itself)].into_iter().flatten() {
         // Returns only when it failed; then the next is tried.
@@ -39,10 +39,12 @@ pub(crate) fn leave_envds_name() {
     }
 }
 
-/// The `envd.real` beside the file under whose name we were called.
-fn beside(called: &OsStr, itself: &Path) -> PathBuf {
+/// The folder of the file under whose name we were called. A bare name was found through PATH: the file itself tells.
+pub(crate) fn folder(called: &OsStr, itself: &Path) -> PathBuf {
     let by_path = called.as_bytes().contains(&b'/').then(|| Path::new(called));
-    by_path.unwrap_or(itself).with_file_name("envd.real")
+    let folder = by_path.unwrap_or(itself).parent().unwrap_or(Path::new("/"));
+    // The wrapper does not stay in the folder that it was called from.
+    std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf())
 }
 
 /// The installed wrapper, when it is the very same build.

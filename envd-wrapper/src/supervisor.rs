@@ -4,7 +4,7 @@ use guest::clock::{self, Moment};
 use guest::control::{EnvdStatus, ExitReport};
 use guest::reactor::{Event as Wake, Interest, Reactor, ReactorError, Token};
 use guest::spawn::{self, Spawned};
-use guest::supervise::{Action, Event, Liveness, Machine, Policy, Readiness, State};
+use guest::supervise::{Action, Event, Liveness, Machine, Policy, ProbeFailure, Readiness, State};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::args::Settings;
 use crate::choose;
-use crate::cleanup;
+use crate::cleanup::{self, Home, Leftovers};
 use crate::death::{self, Before, Life};
 use crate::drain::{Flow, LastLines, Stream};
 use crate::probe::{Outcome, Probe};
@@ -24,6 +24,10 @@ use crate::world;
 
 /// From QUIT, which lets a Go program write what its goroutines do, to KILL.
 const DUMP_BOUND: Duration = Duration::from_secs(2);
+/// An answer that takes longer than this is worth a line.
+const SLOW: Duration = Duration::from_secs(1);
+/// A liveness check may take this long, but not longer than half of the pause between two, and at least a second.
+const LONGEST_CHECK: Duration = Duration::from_secs(15);
 /// Shared by both streams.
 const BUFFER: usize = 64 * 1024;
 
@@ -57,6 +61,11 @@ pub(crate) struct Supervisor {
     reporter: Reporter,
     child: Option<Child>,
     probe: Option<Probe>,
+    probe_begun: Moment,
+    slow: bool,
+    home: Home,
+    /// A death that is told once the next envd is on its way.
+    untold: Option<(ExitReport, Leftovers)>,
     status: EnvdStatus,
     buffer: Vec<u8>,
     console_watched: bool,
@@ -74,6 +83,10 @@ impl Supervisor {
             reporter: Reporter::from_environment(clock::now()),
             child: None,
             probe: None,
+            probe_begun: Moment::ZERO,
+            slow: false,
+            home: Home::find(settings.cgroup.as_deref()),
+            untold: None,
             status: unborn(),
             buffer: vec![0; BUFFER],
             console_watched: false,
@@ -85,6 +98,10 @@ impl Supervisor {
 
     /// Runs until it was told to stop and envd has ended.
     pub(crate) fn run(mut self) -> Result<(), ReactorError> {
+        // A wrapper that was killed took envd along, but not what envd left behind.
+        if let Some(line) = cleanup::sweep(&self.home).describe() {
+            info!("{line}");
+        }
         self.feed(Event::Start);
         while !(self.stopping && self.machine.state() == State::Stopped) {
             for wake in self.reactor.wait(self.deadline())? {
@@ -192,6 +209,7 @@ impl Supervisor {
             self.refusals = refusals;
         }
         let Some(path) = verdict.chosen() else {
+            self.tell_death();
             error!("no envd to run; looked at {}", verdict.places());
             return Event::SpawnFailed;
         };
@@ -202,6 +220,7 @@ impl Supervisor {
                 Event::Spawned
             }
             Err(error) => {
+                self.tell_death();
                 error!("{error}");
                 Event::SpawnFailed
             }
@@ -215,7 +234,7 @@ impl Supervisor {
             stdout: spawned.stdout.map(Stream::new),
             stderr: spawned.stderr.map(Stream::new),
             last: LastLines::default(),
-            before: death::before(),
+            before: death::before(&self.home),
         };
         let watch = |descriptor, token| {
             if let Err(error) = self.reactor.add(descriptor, token, Interest::Read) {
@@ -268,6 +287,8 @@ impl Supervisor {
         if let Some(child) = &self.child {
             // It was not reaped, so the number is still its own.
             let _ = kill(child.pid, signal);
+            // One that was stopped takes nothing but KILL before it goes on.
+            let _ = kill(child.pid, Signal::SIGCONT);
         }
     }
 
@@ -296,45 +317,55 @@ impl Supervisor {
             pid: child.pid.as_raw(),
             started: self.machine.started(),
             before: &child.before,
+            home: &self.home,
             restarts: self.machine.restarts(),
             reason: self.machine.reason().map(str::to_owned),
             last_lines: child.last.take(),
         };
         let report = death::report(status, life, now);
-        self.tell_death(&report);
         let success = report.status == Some(0);
-        self.status.last_exit = Some(report);
+        self.status.last_exit = Some(report.clone());
+        self.untold = Some((report, cleanup::sweep(&self.home)));
         self.status.pid = None;
         (self.status.exec_ns, self.status.listening_ns, self.status.healthy_ns) = (None, None, None);
+        // The next envd comes first: a serial line is slow.
         self.feed(Event::Exited { success });
+        self.tell_death();
     }
 
-    fn tell_death(&self, report: &ExitReport) {
+    fn tell_death(&mut self) {
+        let Some((report, leftovers)) = self.untold.take() else { return };
         if self.stopping {
-            info!("{}", death::describe(report));
+            info!("{}", death::describe(&report));
         } else {
-            warn!("{}", death::describe(report));
+            warn!("{}", death::describe(&report));
         }
-        if let Ok(json) = serde_json::to_string(report) {
+        if let Ok(json) = serde_json::to_string(&report) {
             guest::log::machine("exit", &json);
         }
-        if let Some(line) = cleanup::sweep().describe() {
+        if let Some(line) = leftovers.describe() {
             info!("{line}");
         }
     }
 
     fn begin_probe(&mut self) -> Option<Event> {
-        match Probe::begin(self.settings.port) {
-            Ok(probe) => {
-                let watched = self.reactor.add(probe.descriptor(), PROBE, Interest::Write);
-                self.probe = Some(probe);
-                watched.err().map(|error| {
-                    warn!("{error}");
-                    Event::ProbeFailed(guest::supervise::ProbeFailure::TimedOut)
-                })
-            }
-            Err(failure) => Some(Event::ProbeFailed(failure)),
+        self.probe_begun = clock::now();
+        let mut probe = match Probe::begin(self.settings.port) {
+            Ok(probe) => probe,
+            Err(failure) => return Some(Event::ProbeFailed(failure)),
+        };
+        // On loopback the handshake is over by now, and asking at once saves a wake-up.
+        let outcome = probe.advance();
+        if let Outcome::Failed(failure) = outcome {
+            return Some(Event::ProbeFailed(failure));
         }
+        let interest = if probe.is_connecting() { Interest::Write } else { Interest::Read };
+        if let Err(error) = self.reactor.add(probe.descriptor(), PROBE, interest) {
+            warn!("{error}");
+            return Some(Event::ProbeFailed(ProbeFailure::TimedOut));
+        }
+        self.probe = Some(probe);
+        (outcome == Outcome::Accepted).then_some(Event::Listening)
     }
 
     fn advance_probe(&mut self) {
@@ -347,6 +378,7 @@ impl Supervisor {
             }
             Outcome::Healthy => {
                 self.probe = None;
+                self.tell_slowness();
                 self.feed(Event::Ready);
             }
             Outcome::Failed(failure) => {
@@ -356,7 +388,21 @@ impl Supervisor {
         }
     }
 
+    /// Slow is neither dead nor unhealthy: it is said when it begins and when it is over, and nobody is ended for it.
+    fn tell_slowness(&mut self) {
+        let took = clock::now().saturating_sub(self.probe_begun);
+        match (self.slow, took > SLOW) {
+            (false, true) => warn!("envd is slow: /health took {:.1} s", took.as_secs_f64()),
+            (true, false) => info!("envd is not slow any more"),
+            _ => {}
+        }
+        self.slow = took > SLOW;
+    }
+
     fn became(&mut self, state: State, why: Option<&str>, now: Moment) {
+        if state != State::Starting {
+            self.tell_death();
+        }
         self.status.state = state.as_str().to_owned();
         self.status.restarts = self.machine.restarts();
         let nanos = now.as_nanos() as u64;
@@ -382,7 +428,7 @@ impl Supervisor {
     }
 }
 
-fn unborn() -> EnvdStatus {
+pub(crate) fn unborn() -> EnvdStatus {
     EnvdStatus {
         program: String::new(),
         version: None,
@@ -402,7 +448,11 @@ fn policy(settings: &Settings) -> Policy {
     Policy {
         readiness: Readiness::Probe,
         start_bound: Some(Duration::from_millis(config.start_timeout_ms)).filter(|bound| !bound.is_zero()),
-        liveness: settings.liveness_interval().map(|every| Liveness { every, failing_for: window }),
+        liveness: settings.liveness_interval().map(|every| Liveness {
+            every,
+            bound: (every / 2).clamp(SLOW, LONGEST_CHECK),
+            failing_for: window,
+        }),
         stop_bound: Duration::from_millis(config.stop_timeout_ms),
         dump_bound: Some(DUMP_BOUND),
         ..Policy::default()

@@ -415,7 +415,9 @@ fn parse_failure(record: &[u8]) -> Option<Failure> {
 mod tests {
     use std::fs::File;
     use std::io::Read;
+    use std::os::fd::AsFd;
 
+    use nix::poll::{PollFd, PollFlags, PollTimeout};
     use nix::sys::wait::{WaitStatus, waitpid};
 
     use super::*;
@@ -437,8 +439,17 @@ mod tests {
         if let Some(stdout) = spawned.stdout {
             let _ = File::from(stdout).read_to_end(&mut text);
         }
-        let steps = read_steps(&spawned.steps);
-        assert!(steps.ended);
+        let mut steps = read_steps(&spawned.steps);
+        while !steps.ended {
+            // A child that another test is just starting holds our pipe until it is executed.
+            let _ = nix::poll::poll(
+                &mut [PollFd::new(spawned.steps.as_fd(), PollFlags::POLLIN)],
+                PollTimeout::NONE,
+            );
+            let more = read_steps(&spawned.steps);
+            steps.failures.extend(more.failures);
+            steps.ended = more.ended;
+        }
         (status, String::from_utf8_lossy(&text).into_owned(), steps.failures)
     }
 

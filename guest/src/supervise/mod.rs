@@ -34,8 +34,10 @@ use crate::clock::Moment;
 
 /// A timer that comes later than this was not late by accident.
 const LATE: Duration = Duration::from_secs(1);
-/// First and longest pause between two probes of a process that starts.
-const START_PROBE_FIRST: Duration = Duration::from_millis(10);
+/// A process that starts is probed again after a twelfth of the time that it has taken so far, within these bounds: so it is
+/// seen to serve within a few percent of the time it took, and a slow one costs few probes.
+const START_PROBE_SHARE: u32 = 12;
+const START_PROBE_FIRST: Duration = Duration::from_millis(5);
 const START_PROBE_LONGEST: Duration = Duration::from_millis(250);
 /// Pause between two probes of a process that fails them.
 const UNHEALTHY_PROBE: Duration = Duration::from_secs(5);
@@ -73,6 +75,8 @@ pub enum Readiness {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Liveness {
     pub every: Duration,
+    /// One probe may take this long: one that answers within it is slow, not dead.
+    pub bound: Duration,
     /// Only failures over at least this long end the process.
     pub failing_for: Duration,
 }
@@ -104,7 +108,7 @@ pub struct Policy {
     pub readiness: Readiness,
     /// It must serve within this time (a oneshot: end).
     pub start_bound: Option<Duration>,
-    /// One probe may take this long.
+    /// One probe of a process that starts may take this long.
     pub probe_bound: Duration,
     pub liveness: Option<Liveness>,
     /// From TERM to KILL.
@@ -229,7 +233,6 @@ pub struct Machine {
     last_failure: Option<ProbeFailure>,
     backoff_step: u32,
     starts: u64,
-    probe_step: u32,
     timers: Timers,
     reason: Option<String>,
 }
@@ -269,7 +272,6 @@ impl Machine {
             last_failure: None,
             backoff_step: 0,
             starts: 0,
-            probe_step: 0,
             timers: Timers::default(),
             reason: None,
         }
@@ -381,7 +383,6 @@ impl Machine {
         self.healthy_since = None;
         self.failing_since = None;
         self.last_failure = None;
-        self.probe_step = 0;
         self.started = now;
         self.starts += 1;
         self.reason = None;
@@ -438,10 +439,8 @@ impl Machine {
         self.timers.probe_bound = None;
         match self.state {
             State::Starting | State::Listening => {
-                self.probe_step += 1;
-                let pause =
-                    START_PROBE_FIRST.saturating_mul(1 << self.probe_step.min(8)).min(START_PROBE_LONGEST);
-                self.timers.next_probe = Some(now + pause);
+                let share = now.saturating_sub(self.started) / START_PROBE_SHARE;
+                self.timers.next_probe = Some(now + share.clamp(START_PROBE_FIRST, START_PROBE_LONGEST));
             }
             State::Healthy | State::Unhealthy => self.fails_liveness(&failure, now, actions),
             _ => return,
@@ -559,8 +558,15 @@ impl Machine {
             self.end_hanging(why, now, actions);
         }
         if due(&mut self.timers.next_probe, now) {
-            self.timers.probe_bound = Some(now + self.policy.probe_bound);
+            self.timers.probe_bound = Some(now + self.bound_of_probe());
             actions.push(Action::Probe);
+        }
+    }
+
+    fn bound_of_probe(&self) -> Duration {
+        match (self.state, self.policy.liveness) {
+            (State::Healthy | State::Unhealthy, Some(liveness)) => liveness.bound,
+            _ => self.policy.probe_bound,
         }
     }
 

@@ -17,7 +17,11 @@ impl Script {
         Self::new(Policy {
             readiness: Readiness::Probe,
             start_bound: Some(Duration::from_secs(10)),
-            liveness: Some(Liveness { every: Duration::from_secs(30), failing_for: Duration::from_secs(60) }),
+            liveness: Some(Liveness {
+                every: Duration::from_secs(30),
+                bound: Duration::from_secs(15),
+                failing_for: Duration::from_secs(60),
+            }),
             dump_bound: Some(Duration::from_secs(2)),
             ..Policy::default()
         })
@@ -112,7 +116,36 @@ fn probes_of_a_start_grow_apart() {
         probes += usize::from(script.tick().contains(&Action::Probe));
         script.on(REFUSED);
     }
-    assert!(probes < 60, "{probes} probes in 10 s");
+    assert!(probes < 120, "{probes} probes in 10 s");
+}
+
+#[test]
+fn a_start_is_seen_within_a_tenth_of_the_time_it_took() {
+    for serves_after in [20, 50, 300, 1500].map(Duration::from_millis) {
+        let mut script = Script::envd();
+        script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+        let begin = script.now;
+        loop {
+            script.tick();
+            if script.now.saturating_sub(begin) >= serves_after {
+                break;
+            }
+            script.on(REFUSED);
+        }
+        let late = script.now.saturating_sub(begin + serves_after);
+        assert!(late <= serves_after / 10 + Duration::from_millis(5), "{late:?} after {serves_after:?}");
+    }
+}
+
+#[test]
+fn one_that_answers_late_is_slow_and_not_dead() {
+    let mut script = Script::serving();
+    for _ in 0..20 {
+        assert!(script.tick().contains(&Action::Probe));
+        script.pass(Duration::from_secs(14));
+        script.on(Event::Ready);
+        assert_eq!(script.state(), State::Healthy);
+    }
 }
 
 #[test]
