@@ -3,7 +3,7 @@
 //! | state | left by |
 //! |---|---|
 //! | starting | the program ends well → waiting; badly → launch ends with its status |
-//! | waiting | the file names a living process of our cgroup → running; 10 s → launch fails |
+//! | waiting | the file names a living process of our cgroup → running; 5 s → launch fails |
 //! | running | that process ends → running, when the file names a successor by then; else launch ends in the same way |
 //!
 //! TERM and other signals are passed on to the program or the daemon in every state. After a TERM nothing new is begun: a daemon
@@ -37,7 +37,7 @@ use super::{
 use crate::{notify, sys};
 
 /// How long the file may stay away after the program has ended.
-const PID_FILE_BOUND: Duration = Duration::from_secs(10);
+const PID_FILE_BOUND: Duration = Duration::from_secs(5);
 /// Its writer cannot be waited for by event on every filesystem.
 const PID_FILE_EVERY: u16 = 20;
 /// Passed on to the daemon.
