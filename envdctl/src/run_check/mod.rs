@@ -2,7 +2,7 @@
 //!
 //! The commands carry random tokens, so that no canned answer passes.
 
-mod api;
+pub mod api;
 
 use std::{
     collections::hash_map::RandomState,
