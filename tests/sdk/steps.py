@@ -76,9 +76,8 @@ def calls():
 
 
 def after_kill():
-    """Says that it is ready, and calls the moment it is told that envd was killed."""
+    """Says that it is ready, and makes its first call the moment it is told that envd was killed."""
     sandbox = Sandbox.create()
-    echo(sandbox)
     print(json.dumps({"ready": True}), flush=True)
     sys.stdin.readline()
     return step("call at once after the kill", lambda: echo(sandbox))
