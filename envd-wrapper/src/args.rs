@@ -45,6 +45,8 @@ pub(crate) struct Settings {
     pub(crate) port: u16,
     pub(crate) cgroup: Option<PathBuf>,
     pub(crate) config: Config,
+    /// The image's own init is PID 1: its service made envd's world, and the control protocol is ours to serve.
+    pub(crate) kept: bool,
     problems: Vec<String>,
 }
 
@@ -91,6 +93,7 @@ fn parse_options(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
         port: PORT,
         cgroup: None,
         config: Config::default(),
+        kept: crate::keep::is_kept(),
         problems: Vec::new(),
     };
     let mut config = PathBuf::from(config::PATH);
@@ -164,6 +167,7 @@ fn shim_settings(called: &Path, arguments: impl Iterator<Item = OsString>) -> Se
         port: PORT,
         cgroup: None,
         config: Config::default(),
+        kept: crate::keep::is_kept(),
         problems: Vec::new(),
     };
     settings.load_config(Path::new(config::PATH));

@@ -168,9 +168,8 @@ impl Candidate {
 
     fn judge_content(&self) -> Result<(), Refusal> {
         match elf::inspect(&self.path).map_err(Refusal::Unreadable)? {
-            Program::Elf { .. } => Ok(()),
             Program::Script { .. } if self.elf_only => Err(Refusal::NotElf),
-            Program::Script { .. } => Ok(()),
+            Program::Elf { .. } | Program::Script { .. } => Ok(()),
             Program::Other => Err(Refusal::NotAProgram),
         }
     }

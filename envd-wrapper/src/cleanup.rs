@@ -46,7 +46,9 @@ impl Home {
             return Vec::new();
         };
         let spared: Vec<i32> = lineage().collect();
-        tree.processes(group).into_iter().filter(|pid| !spared.contains(pid)).collect()
+        let members = tree.processes(group);
+        let ours = |pid: &i32| !spared.contains(pid) && !works_for_others(*pid, &members);
+        members.iter().copied().filter(ours).collect()
     }
 }
 
@@ -101,11 +103,22 @@ fn our_group() -> Option<String> {
 
 /// Ourselves, our parent, its parent …
 fn lineage() -> impl Iterator<Item = i32> {
-    std::iter::successors(Some(std::process::id() as i32), |pid| {
+    ancestry(std::process::id() as i32)
+}
+
+/// A process, its parent, its parent … up to PID 1.
+fn ancestry(pid: i32) -> impl Iterator<Item = i32> {
+    std::iter::successors(Some(pid), |pid| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
         parent.trim().parse().ok().filter(|parent| *parent > 0)
     })
+}
+
+/// Whether somebody outside of the cgroup has this process at work: OpenRC's script that is just starting us is in there too.
+/// What a dead envd left has only PID 1 above it.
+fn works_for_others(pid: i32, members: &[i32]) -> bool {
+    ancestry(pid).any(|above| above != 1 && !members.contains(&above))
 }
 
 fn end(pids: &[i32]) -> usize {

@@ -5,8 +5,9 @@ use std::time::Duration;
 use guest::cgroup::Tree;
 use guest::clock::Moment;
 use guest::control::ExitReport;
+use guest::sys::Reaped;
+use nix::libc::SIGKILL;
 use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
 
 use crate::cleanup::Home;
 
@@ -24,7 +25,6 @@ pub(crate) fn before(home: &Home) -> Before {
 /// What is known of the life that ended.
 #[derive(Debug)]
 pub(crate) struct Life<'a> {
-    pub(crate) pid: i32,
     pub(crate) started: Moment,
     pub(crate) before: &'a Before,
     pub(crate) home: &'a Home,
@@ -35,18 +35,17 @@ pub(crate) struct Life<'a> {
 }
 
 /// Puts it all together.
-pub(crate) fn report(status: WaitStatus, life: Life<'_>, now: Moment) -> ExitReport {
+pub(crate) fn report(end: Reaped, life: Life<'_>, now: Moment) -> ExitReport {
     let group = life.home.group.as_deref();
     let tree = Tree::default();
     let kills = group.and_then(|group| tree.oom_kills(group));
-    let (status, signal, core) = how(status);
     ExitReport {
         service: "envd".to_owned(),
-        pid: life.pid,
-        status,
-        signal: signal.map(|signal| signal.as_str().to_owned()),
-        core,
-        oom: signal == Some(Signal::SIGKILL) && kills > life.before.oom_kills,
+        pid: end.pid,
+        status: (!end.by_signal).then_some(end.status),
+        signal: end.by_signal.then(|| signal_name(end.status)),
+        core: end.core,
+        oom: end.by_signal && end.status == SIGKILL && kills > life.before.oom_kills,
         uptime_ms: now.saturating_sub(life.started).as_millis() as u64,
         restarts: life.restarts,
         peak_memory_bytes: group.and_then(|group| tree.memory_peak(group)),
@@ -56,12 +55,9 @@ pub(crate) fn report(status: WaitStatus, life: Life<'_>, now: Moment) -> ExitRep
     }
 }
 
-fn how(status: WaitStatus) -> (Option<i32>, Option<Signal>, bool) {
-    match status {
-        WaitStatus::Exited(_, code) => (Some(code), None, false),
-        WaitStatus::Signaled(_, signal, core) => (None, Some(signal), core),
-        _ => (None, None, false),
-    }
+/// Also of a real-time signal, which has no name of its own.
+fn signal_name(number: i32) -> String {
+    Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
 }
 
 /// The line for people.
@@ -80,13 +76,10 @@ pub(crate) fn describe(report: &ExitReport) -> String {
 
 #[cfg(test)]
 mod tests {
-    use nix::unistd::Pid;
-
     use super::*;
 
-    fn died(status: WaitStatus, reason: Option<&str>) -> String {
+    fn died(status: i32, by_signal: bool, reason: Option<&str>) -> String {
         let life = Life {
-            pid: 57,
             started: Duration::from_secs(10),
             before: &Before::default(),
             home: &Home::default(),
@@ -94,22 +87,17 @@ mod tests {
             reason: reason.map(str::to_owned),
             last_lines: Vec::new(),
         };
-        describe(&report(status, life, Duration::from_millis(13_250)))
+        let end = Reaped { pid: 57, status, by_signal, core: false };
+        describe(&report(end, life, Duration::from_millis(13_250)))
     }
 
     #[test]
     fn a_person_reads_how_when_and_why() {
-        let pid = Pid::from_raw(57);
+        assert_eq!(died(3, false, None), "envd (pid 57) exited with status 3 after 3.250 s");
         assert_eq!(
-            died(WaitStatus::Exited(pid, 3), None),
-            "envd (pid 57) exited with status 3 after 3.250 s"
-        );
-        assert_eq!(
-            died(
-                WaitStatus::Signaled(pid, Signal::SIGQUIT, false),
-                Some("not listening 10 s after its start")
-            ),
+            died(3, true, Some("not listening 10 s after its start")),
             "envd (pid 57) was ended by SIGQUIT after 3.250 s (not listening 10 s after its start)"
         );
+        assert_eq!(died(40, true, None), "envd (pid 57) was ended by signal 40 after 3.250 s");
     }
 }

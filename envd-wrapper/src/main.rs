@@ -16,6 +16,7 @@ mod choose;
 mod cleanup;
 mod death;
 mod drain;
+mod keep;
 mod probe;
 mod report;
 mod shim;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use guest::clock::Moment;
 use guest::control::EnvdStatus;
-use guest::notify::{ENVD_FIELD, Notifier};
+use guest::notify::{ENVD_FIELD, Notifier, SOCKET, VARIABLE};
 use tracing::debug;
 
 /// An envd that is not healthy by then does not hold up a boot any longer: ready is said, with the reason in the status.
@@ -16,6 +16,8 @@ const PINGS_PER_WATCHDOG: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct Reporter {
     notifier: Option<Notifier>,
+    /// Our supervisor is our own PID 1.
+    is_ours: bool,
     said_ready: bool,
     ready_by: Moment,
     ping_every: Option<Duration>,
@@ -29,6 +31,7 @@ impl Reporter {
         let ping_every =
             notifier.as_ref().and(watchdog).map(|usec| Duration::from_micros(usec) / PINGS_PER_WATCHDOG);
         Self {
+            is_ours: std::env::var(VARIABLE).is_ok_and(|socket| socket == SOCKET),
             said_ready: notifier.is_none(),
             notifier,
             ready_by: now + READY_AT_THE_LATEST,
@@ -61,7 +64,10 @@ impl Reporter {
             self.said_ready = true;
             message.push_str("\nREADY=1");
         }
-        if let Ok(json) = serde_json::to_string(status) {
+        // Only ours reads it; systemd takes no message over 4 KiB, and would lose the whole of it.
+        if self.is_ours
+            && let Ok(json) = serde_json::to_string(status)
+        {
             message.push_str(&format!("\n{ENVD_FIELD}={json}"));
         }
         self.send(&message);

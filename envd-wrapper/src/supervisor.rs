@@ -1,12 +1,13 @@
 //! The loop: signals, envd's pipes, probes and deadlines go into the state machine, and its actions become deeds.
 
 use guest::clock::{self, Moment};
+use guest::control::server::Call;
 use guest::control::{EnvdStatus, ExitReport};
 use guest::reactor::{Event as Wake, Interest, Reactor, ReactorError, Token};
 use guest::spawn::{self, Spawned};
 use guest::supervise::{Action, Event, Liveness, Machine, Policy, ProbeFailure, Readiness, State};
+use guest::sys::Reaped;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tracing::{error, info, warn};
 
@@ -18,6 +19,7 @@ use crate::choose;
 use crate::cleanup::{self, Home, Leftovers};
 use crate::death::{self, Before, Life};
 use crate::drain::{Flow, LastLines, Stream};
+use crate::keep::{self, Keep, Order};
 use crate::probe::{Outcome, Probe};
 use crate::report::Reporter;
 use crate::world;
@@ -72,13 +74,18 @@ pub(crate) struct Supervisor {
     stopping: bool,
     /// The last refusals said, so that they are said once and not at every start.
     refusals: Vec<String>,
+    /// Where the image's own init is PID 1.
+    keep: Option<Keep>,
 }
 
 impl Supervisor {
     pub(crate) fn new(settings: Settings) -> Result<Self, ReactorError> {
         let signals: Vec<Signal> = ENDING.into_iter().chain(PASSED_OVER).chain([Signal::SIGCHLD]).collect();
+        let reactor = Reactor::new(&signals)?;
+        let keep = settings.kept.then(|| Keep::new(&settings, &reactor, clock::now()));
         Ok(Self {
-            reactor: Reactor::new(&signals)?,
+            reactor,
+            keep,
             machine: Machine::new(policy(&settings)),
             reporter: Reporter::from_environment(clock::now()),
             child: None,
@@ -107,10 +114,15 @@ impl Supervisor {
             for wake in self.reactor.wait(self.deadline())? {
                 match wake {
                     Wake::Signal(received) => self.on_signal(received.signal),
+                    Wake::Io(ready) if ready.token >= keep::TOKENS => {
+                        let calls = self.keep.as_mut().map(|keep| keep.ready(ready, &self.reactor));
+                        self.answer(calls.unwrap_or_default());
+                    }
                     Wake::Io(ready) => self.on_ready(ready.token),
                 }
             }
             self.on_time();
+            self.settle_orders();
             self.watch_console();
         }
         info!("envd was stopped on request");
@@ -121,7 +133,31 @@ impl Supervisor {
         let now = clock::now();
         let child = self.child.iter().flat_map(|child| child.stdout.iter().chain(&child.stderr));
         let floods = child.filter_map(|stream| stream.deadline(now));
-        floods.chain(self.machine.deadline()).chain(self.reporter.deadline()).min()
+        let keep = self.keep.iter().filter_map(|keep| keep.deadline(now));
+        floods.chain(self.machine.deadline()).chain(self.reporter.deadline()).chain(keep).min()
+    }
+
+    /// Answers the control protocol; what it orders about envd is done here.
+    fn answer(&mut self, mut calls: Vec<Call>) {
+        while let Some(call) = calls.pop() {
+            let Some(keep) = &mut self.keep else { return };
+            let (order, more) = keep.call(&call, &self.status, &self.reactor);
+            calls.extend(more);
+            match order {
+                Some(Order::Start) => self.feed(Event::Start),
+                Some(Order::Stop) => self.feed(Event::Stop),
+                Some(Order::Restart) => self.feed(Event::Restart),
+                None => {}
+            }
+        }
+    }
+
+    /// Tells those who wait what became of their orders.
+    fn settle_orders(&mut self) {
+        let Some(keep) = &mut self.keep else { return };
+        keep.serve_vsock(&self.reactor);
+        let calls = keep.settle(&self.status, &self.reactor);
+        self.answer(calls);
     }
 
     fn on_signal(&mut self, signal: Signal) {
@@ -154,6 +190,9 @@ impl Supervisor {
     fn on_time(&mut self) {
         let now = clock::now();
         self.reporter.tick(now);
+        if let Some(keep) = &mut self.keep {
+            keep.tick(now);
+        }
         if let Some(child) = &mut self.child {
             for stream in [&mut child.stdout, &mut child.stderr].into_iter().flatten() {
                 stream.settle(now, &mut child.last);
@@ -293,19 +332,14 @@ impl Supervisor {
     }
 
     fn reap(&mut self) {
-        loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(_) => return,
-                Ok(status) => {
-                    if status.pid().is_some() && status.pid() == self.child.as_ref().map(|child| child.pid) {
-                        self.on_death(status);
-                    }
-                }
+        while let Ok(Some(end)) = guest::sys::reap(None) {
+            if self.child.as_ref().is_some_and(|child| child.pid.as_raw() == end.pid) {
+                self.on_death(end);
             }
         }
     }
 
-    fn on_death(&mut self, status: WaitStatus) {
+    fn on_death(&mut self, end: Reaped) {
         // A failed exec is told by its pipe, which may be read after the death.
         self.read_steps();
         let Some(mut child) = self.child.take() else { return };
@@ -314,7 +348,6 @@ impl Supervisor {
             stream.finish(&mut self.buffer, now, &mut child.last);
         }
         let life = Life {
-            pid: child.pid.as_raw(),
             started: self.machine.started(),
             before: &child.before,
             home: &self.home,
@@ -322,8 +355,11 @@ impl Supervisor {
             reason: self.machine.reason().map(str::to_owned),
             last_lines: child.last.take(),
         };
-        let report = death::report(status, life, now);
+        let report = death::report(end, life, now);
         let success = report.status == Some(0);
+        if let Some(keep) = &mut self.keep {
+            keep.died(&report);
+        }
         self.status.last_exit = Some(report.clone());
         self.untold = Some((report, cleanup::sweep(&self.home)));
         self.status.pid = None;
@@ -418,12 +454,14 @@ impl Supervisor {
     }
 
     fn healthy(&mut self, nanos: u64) {
-        match self.status.healthy_ns.replace(nanos) {
-            Some(_) => info!("envd is healthy again"),
-            None => {
-                let exec = self.status.exec_ns.unwrap_or(nanos);
-                info!("envd is healthy, {:.3} s after exec", nanos.saturating_sub(exec) as f64 / 1e9);
-            }
+        if self.status.healthy_ns.replace(nanos).is_some() {
+            info!("envd is healthy again");
+        } else {
+            let exec = self.status.exec_ns.unwrap_or(nanos);
+            info!("envd is healthy, {:.3} s after exec", nanos.saturating_sub(exec) as f64 / 1e9);
+        }
+        if let Some(keep) = &mut self.keep {
+            keep.healthy(&self.status);
         }
     }
 }

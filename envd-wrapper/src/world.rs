@@ -1,12 +1,13 @@
 //! The world envd lives in, as the platform's own unit makes it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use guest::spawn::{Limit, Output, Program, Resource};
 use nix::sys::signal::Signal;
 
 use crate::args::Settings;
+use crate::keep;
 
 /// Set where the wrapper's own environment does not have them.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -27,8 +28,26 @@ const OURS: [&str; 9] = [
     "ENVD_WRAPPER_REEXECUTED",
 ];
 
-/// envd as it is to be started.
+/// envd as it is to be started. A service of the image's init made our own world, and envd gets just that; otherwise it is the
+/// platform's.
 pub(crate) fn envd(path: &Path, settings: &Settings) -> Program {
+    let platform = platform(path, settings);
+    if !(settings.kept && keep::has_service()) {
+        return platform;
+    }
+    let environment = std::env::vars_os().filter(|(name, _)| !is_ours(name)).collect();
+    Program {
+        environment,
+        limits: Vec::new(),
+        nice: None,
+        io_priority: None,
+        oom_score_adj: None,
+        directory: None,
+        ..platform
+    }
+}
+
+fn platform(path: &Path, settings: &Settings) -> Program {
     Program {
         path: path.to_path_buf(),
         name: Some("envd".into()),
@@ -49,12 +68,16 @@ pub(crate) fn envd(path: &Path, settings: &Settings) -> Program {
     }
 }
 
+fn is_ours(name: &OsStr) -> bool {
+    OURS.iter().any(|ours| name == *ours)
+}
+
 /// Our own environment without what is ours, and with what envd needs.
 fn environment(
     own: impl Iterator<Item = (OsString, OsString)>,
     memory_mib: Option<u64>,
 ) -> Vec<(OsString, OsString)> {
-    let mut variables: Vec<_> = own.filter(|(name, _)| !OURS.iter().any(|ours| name == ours)).collect();
+    let mut variables: Vec<_> = own.filter(|(name, _)| !is_ours(name)).collect();
     let limit = memory_mib.map(|total| format!("{}MiB", (total / 2).min(LARGEST_MEMORY_LIMIT_MIB)));
     let defaults =
         [("PATH", Some(PATH.to_owned())), ("GOTRACEBACK", Some(TRACEBACK.to_owned())), ("GOMEMLIMIT", limit)];
