@@ -196,9 +196,9 @@ pub fn credit_entropy(device: &std::fs::File, seed: &[u8; 64]) -> Result<(), Err
         size: libc::c_int,
         bytes: [u8; 64],
     }
-    const RNDADDENTROPY: u32 = 0x4008_5203;
+    const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
     let pool = Pool { bits: 512, size: 64, bytes: *seed };
     // SAFETY: the descriptor is open, and the pointer is to a live structure laid out as the kernel has it.
-    let outcome = unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const pool) };
+    let outcome = unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const pool) };
     check(libc::c_long::from(outcome)).map(drop)
 }

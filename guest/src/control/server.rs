@@ -572,7 +572,7 @@ mod tests {
 
     fn replies(stream: &mut UnixStream) -> Vec<Reply> {
         let mut decoder = Decoder::new(frame::MAX_REPLY);
-        let mut chunk = [0; 65536];
+        let mut chunk = vec![0; 65536];
         while let Ok(count @ 1..) = stream.read(&mut chunk) {
             decoder.push(&chunk[..count]);
         }

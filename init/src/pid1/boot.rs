@@ -141,27 +141,27 @@ impl Machine {
         self.set_up();
     }
 
+    /// Each on its own, all of them one stage: what is degraded is named.
     fn set_up(&mut self) {
         let (config, plan) = (&self.config.boot, self.network.plan());
-        let (root, stages) = (Path::new("/"), &mut self.stages);
-        stages.step("hostname", || {
-            setup::names::hostname(config.hostname.as_deref(), plan.hostname.as_deref())
+        let root = Path::new("/");
+        let steps: [(&str, &dyn Fn() -> Vec<String>); 10] = [
+            ("hostname", &|| setup::names::hostname(config.hostname.as_deref(), plan.hostname.as_deref())),
+            ("core_pattern", &|| setup::sysctl::core_pattern(&config.core_pattern)),
+            ("sysctl", &|| setup::sysctl::apply(root, config)),
+            ("further mounts", &mounts::later),
+            ("machine-id", &|| setup::names::machine_id(root)),
+            ("hosts", &|| setup::names::hosts(root)),
+            ("resolver", &|| setup::names::resolver(root, &plan.dns)),
+            ("fuse", &setup::fuse),
+            ("random", &setup::random::seed),
+            ("clock", &|| if config.ptp_clock { setup::clock::set_from_ptp() } else { Vec::new() }),
+        ];
+        self.stages.step("setup", || {
+            let each = |(name, step): (&str, &dyn Fn() -> Vec<String>)| {
+                super::guarded(name, step).unwrap_or_else(|| vec![format!("{name} was cut short")])
+            };
+            steps.into_iter().flat_map(each).collect()
         });
-        stages.step("sysctl", || {
-            let mut warnings = setup::sysctl::core_pattern(&config.core_pattern);
-            if config.sysctl {
-                warnings.extend(setup::sysctl::apply(root, &config.settings));
-            }
-            warnings
-        });
-        stages.step("mounts_later", mounts::later);
-        stages.step("machine_id", || setup::names::machine_id(root));
-        stages.step("hosts", || setup::names::hosts(root));
-        stages.step("resolver", || setup::names::resolver(root, &plan.dns));
-        stages.step("fuse", setup::fuse);
-        stages.step("random", setup::random::seed);
-        if config.ptp_clock {
-            stages.step("clock", setup::clock::set_from_ptp);
-        }
     }
 }

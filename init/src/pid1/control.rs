@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 use super::{
     machine::{Machine, kind_name, tokens},
-    service::StartError,
+    service::{StartError, Unit},
 };
 
 /// An order that is not carried out by then is answered with an error.
@@ -162,7 +162,7 @@ impl Machine {
             return Some(error("shutting_down", "the machine is going down"));
         }
         let name = service.strip_suffix(".service").unwrap_or(service);
-        let executed = self.services.find(name).map_or(0, |unit| unit.executed());
+        let executed = self.services.find(name).map_or(0, Unit::executed);
         let running = self.services.find(name).is_some_and(|unit| {
             matches!(unit.state(), State::Starting | State::Listening | State::Healthy | State::Unhealthy)
         });

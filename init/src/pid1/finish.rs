@@ -48,7 +48,7 @@ fn targets(mountinfo: &str) -> Vec<PathBuf> {
 }
 
 fn is_kept(point: &str) -> bool {
-    KEPT.iter().any(|kept| point == *kept)
+    KEPT.contains(&point)
         || KEPT[..4].iter().any(|kept| point.strip_prefix(kept).is_some_and(|rest| rest.starts_with('/')))
 }
 
@@ -59,15 +59,12 @@ fn unescape(text: &str) -> String {
     while let Some((&byte, after)) = rest.split_first() {
         let octal =
             after.get(..3).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match (byte, octal) {
-            (b'\\', Some(value)) => {
-                bytes.push(value);
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(byte);
-                rest = after;
-            }
+        rest = after;
+        if let (b'\\', Some(value)) = (byte, octal) {
+            bytes.push(value);
+            rest = &after[3..];
+        } else {
+            bytes.push(byte);
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()

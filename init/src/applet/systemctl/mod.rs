@@ -22,10 +22,7 @@ const NO_SUCH_UNIT: u8 = 4;
 const NOT_INSTALLED: u8 = 5;
 
 pub(super) fn run(words: &[String]) -> ExitCode {
-    let arguments = match Arguments::parse(words) {
-        Ok(arguments) => arguments,
-        Err(_) => return hand_over(words),
-    };
+    let Ok(arguments) = Arguments::parse(words) else { return hand_over(words) };
     let units = &arguments.units;
     match (arguments.verb.as_str(), units.is_empty()) {
         ("start", false) => each(units, |unit| order(&arguments, "start", unit, start)),
@@ -142,7 +139,7 @@ fn is_active(arguments: &Arguments, status: &Status) -> u8 {
     for state in &states {
         arguments.say(state.map_or("inactive", State::as_str));
     }
-    match states.iter().any(|state| *state == Some(State::Active)) {
+    match states.contains(&Some(State::Active)) {
         true => 0,
         false if states.iter().all(Option::is_none) => NO_SUCH_UNIT,
         false => NOT_RUNNING,
@@ -155,7 +152,7 @@ fn is_failed(arguments: &Arguments, status: &Status) -> u8 {
     for state in &states {
         arguments.say(state.map_or("inactive", State::as_str));
     }
-    match states.iter().any(|state| *state == Some(State::Failed)) {
+    match states.contains(&Some(State::Failed)) {
         true => 0,
         false if states.iter().all(Option::is_none) => NO_SUCH_UNIT,
         false => 1,

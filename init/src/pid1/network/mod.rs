@@ -10,6 +10,7 @@
 
 mod netlink;
 mod plan;
+mod wire;
 
 use std::time::Duration;
 
@@ -193,17 +194,17 @@ impl Network {
             return;
         }
         if wrong {
-            warn!("{text}")
+            warn!("{text}");
         } else {
-            info!("{text}")
+            info!("{text}");
         }
         self.told = text;
     }
 
     /// The bound has passed: said once, and still waited for.
-    fn give_notice(&mut self) -> Option<String> {
+    fn give_notice(&mut self) -> String {
         self.awaited = None;
-        Some(format!("there is no interface {}; it is set up when it comes", self.plan.interface))
+        format!("there is no interface {}; it is set up when it comes", self.plan.interface)
     }
 }
 
@@ -228,9 +229,8 @@ impl Machine {
     }
 
     pub(super) fn network_timer(&mut self) {
-        if self.network.awaited.is_some_and(|at| at <= now())
-            && let Some(warning) = self.network.give_notice()
-        {
+        if self.network.awaited.is_some_and(|at| at <= now()) {
+            let warning = self.network.give_notice();
             self.stages.warn(warning);
         }
     }

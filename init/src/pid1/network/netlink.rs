@@ -1,33 +1,28 @@
-//! The few questions and orders to the kernel's network, over one netlink socket.
+//! The few questions and orders to the kernel's network, over one netlink socket, and a second one for its events.
 
 use std::{
-    io,
-    net::{IpAddr, Ipv4Addr},
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    net::Ipv4Addr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
-
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
-};
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkFlags, LinkMessage},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
-};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use guest::config::Cidr;
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+    },
+};
+
+use super::wire::{self, Answer, Message};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NetlinkError {
-    #[error("cannot open a netlink socket: {0}")]
-    Open(#[source] io::Error),
-    #[error("cannot ask the kernel for {what}: {source}")]
-    Ask { what: &'static str, source: io::Error },
-    #[error("cannot {what}: {source}")]
-    Order { what: String, source: io::Error },
+    #[error("cannot open a netlink socket: {}", .0.desc())]
+    Open(Errno),
+    #[error("cannot ask the kernel for {what}: {}", source.desc())]
+    Ask { what: &'static str, source: Errno },
+    #[error("cannot {what}: {}", source.desc())]
+    Order { what: String, source: Errno },
 }
 
 /// An interface.
@@ -42,25 +37,34 @@ pub(super) struct Link {
     pub(super) mtu: Option<u32>,
 }
 
-/// A socket that also hears of changes to links and IPv4 addresses.
+/// A socket for questions, and one that hears of changes to links and IPv4 addresses.
+#[derive(Debug)]
 pub(super) struct Netlink {
-    socket: Socket,
-    events: Socket,
+    socket: OwnedFd,
+    events: OwnedFd,
 }
 
-/// RTMGRP_LINK and RTMGRP_IPV4_IFADDR.
-const GROUPS: u32 = 1 | 0x10;
-/// Large enough for any one message of the kernel's.
+/// `RTMGRP_LINK` and `RTMGRP_IPV4_IFADDR`.
+const GROUPS: u32 = 0x1 | 0x10;
+/// The kernel sends no larger datagram (bytes).
 const BUFFER: usize = 32 * 1024;
+
+const INET: u8 = 2;
+const UP: u32 = 0x1;
+const LOWER_UP: u32 = 0x1_0000;
+/// Sizes of `ifinfomsg`, `ifaddrmsg` and `rtmsg`.
+const LINK_PART: usize = 16;
+const ADDRESS_PART: usize = 8;
+const ROUTE_PART: usize = 12;
 
 impl Netlink {
     /// Subscribes before anything is asked, so that no change is lost in between.
     pub(super) fn open() -> Result<Self, NetlinkError> {
-        let open = |groups| -> io::Result<Socket> {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.bind(&SocketAddr::new(0, groups))?;
-            socket.set_non_blocking(true)?;
-            Ok(socket)
+        let open = |groups| -> Result<OwnedFd, Errno> {
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+            bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+            Ok(fd)
         };
         let events = open(GROUPS).map_err(NetlinkError::Open)?;
         Ok(Self { socket: open(0).map_err(NetlinkError::Open)?, events })
@@ -74,159 +78,130 @@ impl Netlink {
     /// Takes in all changes; what they were is asked anew.
     pub(super) fn drain_events(&self) {
         let mut buffer = vec![0; BUFFER];
-        let _ = self.events.as_raw_fd();
-        while self.events.recv(&mut &mut buffer[..], 0).is_ok_and(|count| count > 0) {}
+        // ENOBUFS tells that some were lost, which is no loss here.
+        while matches!(
+            recv(self.events.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT),
+            Ok(1..) | Err(Errno::ENOBUFS)
+        ) {}
     }
 
     pub(super) fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let answers = self.dump("links", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-        Ok(answers.into_iter().filter_map(link).collect())
+        self.dump("links", wire::GET_LINK, LINK_PART, |answer| link(&answer))
     }
 
     /// IPv4 addresses of an interface.
     pub(super) fn addresses(&self, index: u32) -> Result<Vec<Cidr>, NetlinkError> {
-        let mut question = AddressMessage::default();
-        question.header.family = AddressFamily::Inet;
-        let answers = self.dump("addresses", RouteNetlinkMessage::GetAddress(question))?;
-        Ok(answers.into_iter().filter_map(|answer| address(answer, index)).collect())
+        self.dump("addresses", wire::GET_ADDRESS, ADDRESS_PART, |answer| address(&answer, index))
     }
 
     /// The gateways of all IPv4 default routes.
     pub(super) fn gateways(&self) -> Result<Vec<Ipv4Addr>, NetlinkError> {
-        let mut question = RouteMessage::default();
-        question.header.address_family = AddressFamily::Inet;
-        let answers = self.dump("routes", RouteNetlinkMessage::GetRoute(question))?;
-        Ok(answers.into_iter().filter_map(gateway).collect())
+        self.dump("routes", wire::GET_ROUTE, ROUTE_PART, |answer| gateway(&answer))
     }
 
     pub(super) fn set_up(&self, link: &Link, mtu: Option<u32>) -> Result<(), NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.header.index = link.index;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        message.attributes.extend(mtu.map(LinkAttribute::Mtu));
-        self.order(&format!("bring {} up", link.name), RouteNetlinkMessage::SetLink(message), 0)
+        let mut fixed = [0; LINK_PART];
+        fixed[4..8].copy_from_slice(&link.index.to_ne_bytes());
+        fixed[8..12].copy_from_slice(&UP.to_ne_bytes());
+        fixed[12..16].copy_from_slice(&UP.to_ne_bytes());
+        let mut message = Message::new(wire::SET_LINK, wire::ACK, &fixed);
+        if let Some(mtu) = mtu {
+            message = message.attribute(4, &mtu.to_ne_bytes());
+        }
+        self.order(&format!("bring {} up", link.name), message)
     }
 
     pub(super) fn add_address(&self, link: &Link, wanted: Cidr) -> Result<(), NetlinkError> {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.prefix_len = wanted.prefix;
-        message.header.index = link.index;
-        let address = IpAddr::V4(wanted.address);
-        message.attributes.extend([AddressAttribute::Local(address), AddressAttribute::Address(address)]);
+        let mut fixed = [INET, wanted.prefix, 0, 0, 0, 0, 0, 0];
+        fixed[4..8].copy_from_slice(&link.index.to_ne_bytes());
+        let own = wanted.address.octets();
+        let flags = wire::ACK | wire::CREATE | wire::EXCLUSIVE;
+        let mut message =
+            Message::new(wire::NEW_ADDRESS, flags, &fixed).attribute(2, &own).attribute(1, &own);
         if wanted.prefix < 31 {
-            let broadcast =
-                wanted.address.to_bits() | u32::MAX.checked_shr(u32::from(wanted.prefix)).unwrap_or(0);
-            message.attributes.push(AddressAttribute::Broadcast(Ipv4Addr::from_bits(broadcast)));
+            message = message.attribute(4, &broadcast(wanted).octets());
         }
-        let message = RouteNetlinkMessage::NewAddress(message);
-        self.order(&format!("set {wanted} on {}", link.name), message, NLM_F_CREATE | NLM_F_EXCL)
+        self.order(&format!("set {wanted} on {}", link.name), message)
     }
 
     pub(super) fn add_default_route(&self, link: &Link, gateway: Ipv4Addr) -> Result<(), NetlinkError> {
-        let mut message = RouteMessage::default();
-        message.header = RouteHeader {
-            address_family: AddressFamily::Inet,
-            table: RouteHeader::RT_TABLE_MAIN,
-            protocol: RouteProtocol::Boot,
-            scope: RouteScope::Universe,
-            kind: RouteType::Unicast,
-            ..RouteHeader::default()
-        };
-        message
-            .attributes
-            .extend([RouteAttribute::Gateway(RouteAddress::Inet(gateway)), RouteAttribute::Oif(link.index)]);
-        let what = format!("set the default route by {gateway}");
-        self.order(&what, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
+        const MAIN: u8 = 254;
+        const BOOT: u8 = 3;
+        const UNICAST: u8 = 1;
+        let fixed = [INET, 0, 0, 0, MAIN, BOOT, 0, UNICAST, 0, 0, 0, 0];
+        let message = Message::new(wire::NEW_ROUTE, wire::ACK | wire::CREATE | wire::EXCLUSIVE, &fixed)
+            .attribute(5, &gateway.octets())
+            .attribute(4, &link.index.to_ne_bytes());
+        self.order(&format!("set the default route by {gateway}"), message)
     }
 
     /// An order that finds its work done is carried out.
-    fn order(&self, what: &str, message: RouteNetlinkMessage, flags: u16) -> Result<(), NetlinkError> {
-        let failed = |source| NetlinkError::Order { what: what.to_owned(), source };
-        self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags).map_err(failed)?;
-        for answer in self.receive().map_err(failed)? {
-            if let NetlinkPayload::Error(error) = answer.payload
-                && error.code.is_some()
-            {
-                let source = error.to_io();
-                if source.kind() != io::ErrorKind::AlreadyExists {
-                    return Err(failed(source));
-                }
-            }
+    fn order(&self, what: &str, message: Message) -> Result<(), NetlinkError> {
+        let mut refused = None;
+        let outcome =
+            self.exchange(message, |answer| refused = refused.or(answer.errno().filter(|errno| *errno != 0)));
+        let outcome = outcome.and(refused.map_or(Ok(()), |errno| Err(Errno::from_raw(errno))));
+        match outcome {
+            Err(Errno::EEXIST) | Ok(()) => Ok(()),
+            Err(source) => Err(NetlinkError::Order { what: what.to_owned(), source }),
         }
-        Ok(())
     }
 
-    fn dump(
+    fn dump<T>(
         &self,
         what: &'static str,
-        question: RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
-        let failed = |source| NetlinkError::Ask { what, source };
-        self.send(question, NLM_F_REQUEST | NLM_F_DUMP).map_err(failed)?;
-        let answers = self.receive().map_err(failed)?;
-        Ok(answers
-            .into_iter()
-            .filter_map(|answer| match answer.payload {
-                NetlinkPayload::InnerMessage(message) => Some(message),
-                _ => None,
-            })
-            .collect())
-    }
-
-    fn send(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
-        packet.header.flags = flags;
-        packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
-        packet.serialize(&mut bytes);
-        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).map(drop)
+        kind: u16,
+        fixed: usize,
+        read: impl Fn(Answer<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        let mut part = vec![0; fixed];
+        if kind != wire::GET_LINK {
+            part[0] = INET;
+        }
+        let mut found = Vec::new();
+        let outcome =
+            self.exchange(Message::new(kind, wire::DUMP, &part), |answer| found.extend(read(answer)));
+        outcome.map(|()| found).map_err(|source| NetlinkError::Ask { what, source })
     }
 
     /// The kernel answers while it is asked: what it says is there, and nothing is waited for.
-    fn receive(&self) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
-        let mut answers = Vec::new();
+    fn exchange(&self, message: Message, mut take: impl FnMut(Answer<'_>)) -> Result<(), Errno> {
+        send(self.socket.as_raw_fd(), &message.finish(), MsgFlags::empty())?;
         let mut buffer = vec![0; BUFFER];
         loop {
-            let count = match self.socket.recv(&mut &mut buffer[..], 0) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(answers),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(count) => Answer::all(&buffer[..count]).for_each(&mut take),
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EINTR) => {}
                 Err(error) => return Err(error),
-            };
-            parse_all(&buffer[..count], &mut answers);
+            }
         }
     }
 }
 
-/// One datagram holds many messages; one that cannot be read ends it.
-fn parse_all(mut bytes: &[u8], answers: &mut Vec<NetlinkMessage<RouteNetlinkMessage>>) {
-    const ALIGNMENT: usize = 4;
-    while let Some(length) = bytes.first_chunk().map(|length| u32::from_ne_bytes(*length) as usize) {
-        let Some(message) = bytes.get(..length).filter(|message| message.len() >= 16) else { return };
-        // An attribute that this build does not know costs its message, not the others.
-        answers.extend(NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok());
-        bytes = bytes.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
-    }
+fn broadcast(cidr: Cidr) -> Ipv4Addr {
+    let host_part = u32::MAX.checked_shr(u32::from(cidr.prefix)).unwrap_or(0);
+    Ipv4Addr::from_bits(cidr.address.to_bits() | host_part)
 }
 
-fn link(message: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = message else { return None };
-    let flags = message.header.flags;
+fn link(answer: &Answer<'_>) -> Option<Link> {
+    if answer.kind != wire::NEW_LINK {
+        return None;
+    }
+    let flags = answer.number(8);
     let mut link = Link {
-        index: message.header.index,
+        index: answer.number(4),
         name: String::new(),
-        up: flags.contains(LinkFlags::Up),
-        carrier: flags.contains(LinkFlags::LowerUp),
+        up: flags & UP != 0,
+        carrier: flags & LOWER_UP != 0,
         mac: None,
         mtu: None,
     };
-    for attribute in message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::Address(bytes) => link.mac = Some(mac(&bytes)),
-            LinkAttribute::Mtu(mtu) => link.mtu = Some(mtu),
+    for (kind, value) in answer.attributes(LINK_PART) {
+        match kind {
+            1 => link.mac = Some(mac(value)),
+            3 => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
+            4 => link.mtu = wire::value_number(value),
             _ => {}
         }
     }
@@ -237,25 +212,38 @@ fn mac(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }
 
-fn address(message: RouteNetlinkMessage, index: u32) -> Option<Cidr> {
-    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
-    if message.header.index != index {
+fn address(answer: &Answer<'_>, index: u32) -> Option<Cidr> {
+    const LOCAL: u16 = 2;
+    if answer.kind != wire::NEW_ADDRESS || answer.number(4) != index {
         return None;
     }
-    let prefix = message.header.prefix_len;
-    message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(Cidr { address: *address, prefix }),
-        _ => None,
-    })
+    let local = answer.attributes(ADDRESS_PART).find(|(kind, _)| *kind == LOCAL)?;
+    Some(Cidr { address: wire::value_address(local.1)?, prefix: answer.byte(1) })
 }
 
-fn gateway(message: RouteNetlinkMessage) -> Option<Ipv4Addr> {
-    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
-    if message.header.destination_prefix_length != 0 {
+fn gateway(answer: &Answer<'_>) -> Option<Ipv4Addr> {
+    const GATEWAY: u16 = 5;
+    if answer.kind != wire::NEW_ROUTE || answer.byte(1) != 0 {
         return None;
     }
-    message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => Some(*gateway),
-        _ => None,
-    })
+    let gateway = answer.attributes(ROUTE_PART).find(|(kind, _)| *kind == GATEWAY)?;
+    wire::value_address(gateway.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_of_this_machine_is_found() {
+        let netlink = Netlink::open().unwrap();
+        let links = netlink.links().unwrap();
+        assert!(links.iter().any(|link| link.name == "lo"), "{links:?}");
+    }
+
+    #[test]
+    fn broadcast_addresses() {
+        assert_eq!(broadcast("169.254.0.21/30".parse().unwrap()), Ipv4Addr::new(169, 254, 0, 23));
+        assert_eq!(broadcast("10.0.0.1/0".parse().unwrap()), Ipv4Addr::BROADCAST);
+    }
 }

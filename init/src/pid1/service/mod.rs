@@ -9,4 +9,4 @@ mod report;
 mod unit;
 
 pub(super) use manager::{Services, StartError};
-pub(super) use unit::{Kind, World};
+pub(super) use unit::{Kind, Unit, World};

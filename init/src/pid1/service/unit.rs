@@ -31,7 +31,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     lines::Lines,
-    probe, program,
+    probe::Probe,
+    program,
     report::{self, Circumstances, Tail},
 };
 use crate::pid1::machine::tokens;
@@ -84,6 +85,7 @@ pub(in crate::pid1) struct Unit {
     machine: Machine,
     process: Option<Process>,
     draining: Option<Draining>,
+    probe: Probe,
     tail: Tail,
     last_exit: Option<ExitReport>,
     /// It is to be started as soon as what it waits for has settled.
@@ -116,6 +118,7 @@ impl Unit {
             index,
             process: None,
             draining: None,
+            probe: Probe::default(),
             tail: Tail::default(),
             last_exit: None,
             settled: false,
@@ -185,12 +188,15 @@ impl Unit {
                 self.signal(signal, world);
                 None
             }
-            Action::Probe => Some(if probe::is_ready(&self.service.readiness) {
+            Action::Probe => Some(if self.probe.is_ready(&self.service.readiness) {
                 Event::Ready
             } else {
                 Event::ProbeFailed(ProbeFailure::Refused)
             }),
-            Action::AbandonProbe => None,
+            Action::AbandonProbe => {
+                self.probe = Probe::default();
+                None
+            }
             Action::Became(state, why) => {
                 self.became(state, why.as_deref());
                 None

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use guest::config::Boot;
 use tracing::debug;
 
 /// Of files of one name the later folder's counts.
@@ -21,9 +22,14 @@ struct Setting {
 }
 
 /// Applies all settings; the answer is what could not be.
-pub(in crate::pid1) fn apply(root: &Path, own: &BTreeMap<String, String>) -> Vec<String> {
+pub(in crate::pid1) fn apply(root: &Path, config: &Boot) -> Vec<String> {
+    let files = if config.sysctl { files(root) } else { Vec::new() };
+    apply_all(root, files, &config.settings)
+}
+
+fn apply_all(root: &Path, files: Vec<PathBuf>, own: &BTreeMap<String, String>) -> Vec<String> {
     let mut warnings = Vec::new();
-    for file in files(root) {
+    for file in files {
         for setting in parse(
             &fs::read(&file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default(),
         ) {
@@ -170,7 +176,7 @@ mod tests {
             ("etc/sysctl.conf", "fs.b = 3\n"),
         ]);
         let own = BTreeMap::from([("fs.a".to_owned(), "7".to_owned())]);
-        assert!(apply(root.path(), &own).is_empty());
+        assert!(apply_all(root.path(), files(root.path()), &own).is_empty());
         let value = |name: &str| fs::read_to_string(root.path().join("proc/sys/fs").join(name)).unwrap();
         assert_eq!((value("a").as_str(), value("b").as_str()), ("7", "3"));
     }
@@ -185,7 +191,7 @@ mod tests {
                 "net.conf.*.x = 2\n-no.such = 1\nno.such = 1\nnet/conf/lo/x=5\ngarbage\n../../etc/x = 1\n",
             ),
         ]);
-        let warnings = apply(root.path(), &BTreeMap::new());
+        let warnings = apply_all(root.path(), files(root.path()), &BTreeMap::new());
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         let value =
             |name: &str| fs::read_to_string(root.path().join("proc/sys/net/conf").join(name)).unwrap();
