@@ -52,6 +52,8 @@ pub const FILES: &str = "/files";
 
 /// Content type of unary calls.
 pub const JSON: &str = "application/json";
+/// Content type of raw bytes.
+pub const OCTET_STREAM: &str = "application/octet-stream";
 /// Content type of streaming calls.
 pub const CONNECT_JSON: &str = "application/connect+json";
 /// Header that every Connect call carries, with [`PROTOCOL_VERSION`].
