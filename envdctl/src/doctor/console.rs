@@ -62,6 +62,7 @@ impl ConsoleFacts {
             Line::Record(found) => {
                 let ours = OURS.contains(&found.component.as_str());
                 self.records += usize::from(ours);
+                self.healthy |= found.component == "wrapper" && found.text.starts_with("envd is healthy");
                 if ours || found.component == "envd" {
                     self.remember(&format!("{}: {}", found.component, found.text));
                 }

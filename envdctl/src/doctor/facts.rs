@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::Path,
     thread,
+    time::{Duration, Instant},
 };
 
 use guest::control::{Status, VSOCK_PORT};
@@ -94,6 +95,8 @@ pub struct GuestFacts {
     pub ping: Ping,
     pub health: Health,
     pub neighbour: Option<Neighbour>,
+    /// How long all of this took.
+    pub took: Duration,
 }
 
 /// The guest, as reached by vsock.
@@ -192,10 +195,12 @@ fn look_around(target: SocketAddr) -> (NamespaceFacts, GuestFacts) {
 }
 
 fn look_at_guest(target: SocketAddr) -> GuestFacts {
+    let begun = Instant::now();
     let route = net::route_to(target.ip());
     let ping = probe::ping(target.ip());
     let health = probe::health(target);
-    GuestFacts { route, ping, health, neighbour: net::neighbour(target.ip()).ok().flatten() }
+    let neighbour = net::neighbour(target.ip()).ok().flatten();
+    GuestFacts { route, ping, health, neighbour, took: begun.elapsed() }
 }
 
 /// Where the host enters the namespace: what the listener's command line says, else where a forwarder listens inside.

@@ -602,7 +602,8 @@ fn neighbour_words(guest: &GuestFacts) -> Option<String> {
 
 /// Whether the kernel has an answer to ARP that it made sure of while the probes ran.
 fn fresh(guest: &GuestFacts) -> bool {
-    guest.neighbour.as_ref().is_some_and(|neighbour| neighbour.state == "reachable")
+    // A neighbour stays "reachable" for half a minute after it was last heard of.
+    guest.neighbour.as_ref().and_then(|neighbour| neighbour.confirmed).is_some_and(|age| age < guest.took)
 }
 
 fn hidden(hop: Hop, before: Hop, what: &str) -> Finding {

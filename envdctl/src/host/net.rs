@@ -1,6 +1,6 @@
 //! Interfaces, addresses, routes and neighbours of the calling thread's network namespace, by rtnetlink.
 
-use std::{io, net::IpAddr};
+use std::{io, net::IpAddr, time::Duration};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
@@ -12,6 +12,9 @@ use netlink_packet_route::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use serde::Serialize;
+
+/// The unit of the kernel's times towards programs: USER_HZ is 100 on every machine we run on.
+const CLOCK_TICK: Duration = Duration::from_millis(10);
 
 /// An address with the length of its prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -83,6 +86,8 @@ pub struct Neighbour {
     pub mac: Option<String>,
     /// `reachable`, `stale`, `delay`, `probe`, `incomplete`, `failed`, `permanent`, `noarp`.
     pub state: String,
+    /// How long ago the neighbour was last heard of.
+    pub confirmed: Option<Duration>,
 }
 
 /// Every interface with its addresses.
@@ -228,6 +233,10 @@ fn neighbour_of(message: &NeighbourMessage, target: IpAddr) -> Option<Neighbour>
         state: state_name(message.header.state).to_owned(),
         mac: message.attributes.iter().find_map(|attribute| match attribute {
             NeighbourAttribute::LinkLayerAddress(bytes) => Some(mac(bytes)),
+            _ => None,
+        }),
+        confirmed: message.attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::CacheInfo(info) => Some(CLOCK_TICK * info.confirmed),
             _ => None,
         }),
     })
