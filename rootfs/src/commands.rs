@@ -14,7 +14,7 @@ use crate::{
     elf::Machine,
     exit::{Exit, Failure},
     ext4::Image,
-    hash,
+    hash::{self, Pending},
     inject::{self, Outcome, Request},
     inspect,
     outcome::{self, Beside, ImageFacts, Input},
@@ -76,7 +76,7 @@ fn build(args: &Build) -> Result<()> {
 }
 
 /// Builds the image in the working folder.
-fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -> Result<(Input, Tools)> {
+fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -> Result<(Origin, Tools)> {
     let given = source_date_epoch()?;
     let source = read_source(base, workdir, given)?;
     let tools = Tools::new(workdir.path(), build::epoch(&source, given));
@@ -85,7 +85,7 @@ fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -
     let _step = progress::step("build", "making the filesystem", None);
     build::build(&source, &geometry, &tools, &workdir.image())?;
     let kind = if base.is_dir() { "folder" } else { "tar" };
-    Ok((Input { kind, sha256: source.sha256 }, tools))
+    Ok((Origin { kind, digest: Digest::Known(source.sha256) }, tools))
 }
 
 fn read_source(base: &Path, workdir: &Workdir, latest: Option<u64>) -> Result<Source> {
@@ -96,7 +96,15 @@ fn read_source(base: &Path, workdir: &Workdir, latest: Option<u64>) -> Result<So
     }
     let _step = progress::step("read", "unpacking the tar", None);
     let input = source::input::open(base).map_err(|error| Failure::input(base, &error))?;
-    Ok(source::unpack(input, &workdir.path().join("tree"), latest)?)
+    Ok(source::unpack(input, &workdir.staging(size_of(base))?, latest)?)
+}
+
+/// How many bytes an archive unpacks to, where that can be told.
+fn size_of(archive: &Path) -> Option<u64> {
+    let packed = ["gz", "tgz", "xz", "txz", "zst", "bz2"];
+    let is_packed =
+        archive.extension().is_some_and(|extension| packed.iter().any(|packed| extension == *packed));
+    fs::metadata(archive).ok().filter(|meta| meta.is_file() && !is_packed).map(|meta| meta.len())
 }
 
 fn request(args: &PayloadArgs) -> Request {
@@ -117,8 +125,10 @@ fn request(args: &PayloadArgs) -> Request {
 fn inject(base: &Path, out: &Path, args: &PayloadArgs) -> Result<()> {
     inject::check_paths(base, out)?;
     let workdir = lock(out)?;
-    let (tools, sha256) = inject::take_base(base, &workdir, source_date_epoch()?)?;
-    finish(base, out, args, &workdir, Input { kind: "ext4", sha256 }, &tools)
+    // Hashing a large image takes as long as all the rest: both go on side by side.
+    let origin = Origin { kind: "ext4", digest: Digest::Pending(Pending::of(base)) };
+    let tools = inject::take_base(base, &workdir, source_date_epoch()?)?;
+    finish(base, out, args, &workdir, origin, &tools)
 }
 
 /// Puts the payload into the image in the working folder and makes it the output.
@@ -127,14 +137,14 @@ fn finish(
     out: &Path,
     args: &PayloadArgs,
     workdir: &Workdir,
-    input: Input,
+    origin: Origin,
     tools: &Tools,
 ) -> Result<()> {
     let outcome = inject::inject_in_place(&request(args), tools, &workdir.image(), base)?;
     for warning in &outcome.warnings {
         say(&format!("warning: {warning}"));
     }
-    let free = publish(workdir, input, tools, Some(&outcome))?;
+    let free = publish(workdir, origin, tools, Some(&outcome))?;
     let manifest = &outcome.manifest;
     let envd =
         manifest.envd.as_ref().map_or_else(|| "no envd".to_owned(), |envd| format!("envd at {}", envd.path));
@@ -159,8 +169,8 @@ fn bake(args: &Bake) -> Result<()> {
     }
     inject::check_paths(&base, &args.out)?;
     let workdir = lock(&args.out)?;
-    let (input, tools) = make(&base, &args.geometry, PAYLOAD_RESERVE_MIB, &workdir)?;
-    finish(&base, &args.out, &args.payload, &workdir, input, &tools)
+    let (origin, tools) = make(&base, &args.geometry, PAYLOAD_RESERVE_MIB, &workdir)?;
+    finish(&base, &args.out, &args.payload, &workdir, origin, &tools)
 }
 
 /// The Debian base's tar, made by its script when absent.
@@ -192,28 +202,43 @@ fn is_ext4(path: &Path) -> bool {
         && magic == [0x53, 0xef]
 }
 
+/// Where an image came from.
+struct Origin {
+    kind: &'static str,
+    digest: Digest,
+}
+
+enum Digest {
+    Known(String),
+    Pending(Pending),
+}
+
 /// Gives image and manifest their final names. Returns the free space in MiB.
-fn publish(workdir: &Workdir, base: Input, tools: &Tools, outcome: Option<&Outcome>) -> Result<u64> {
+fn publish(workdir: &Workdir, origin: Origin, tools: &Tools, outcome: Option<&Outcome>) -> Result<u64> {
     let image = workdir.image();
     let superblock = Image::open(&image)?.superblock;
-    let failed = |error: io::Error| Failure::input(&image, &error);
-    let digest = {
-        let bar = progress::step("digest", "hashing the image", Some(superblock.size()));
-        hash::sha256_file(&image, |bytes| bar.advance(bytes)).map_err(failed)?
-    };
-    let facts = ImageFacts::new(&superblock, digest);
+    let facts = ImageFacts::new(&superblock);
     let free = facts.free_bytes / (1 << 20);
-    let beside = Beside::new(facts, base, tools.version()?, tools.epoch());
+    let sha256 = {
+        let _step = progress::step("flush", "flushing to the disk", None);
+        workdir.flush(&image)?;
+        match origin.digest {
+            Digest::Known(sha256) => sha256,
+            Digest::Pending(pending) => pending
+                .wait()
+                .map_err(|error| Failure::new(Exit::Input, format!("cannot hash the base: {error}")))?,
+        }
+    };
+    let beside = Beside::new(facts, Input { kind: origin.kind, sha256 }, tools.version()?, tools.epoch());
     let beside = match outcome {
         Some(outcome) => beside.with(outcome),
         None => beside,
     };
     let manifest = workdir.path().join("manifest.json");
-    let text = serde_json::to_string_pretty(&beside).expect("a manifest has no keys that JSON cannot hold");
-    fs::write(&manifest, text + "\n").map_err(failed)?;
-    let _step = progress::step("publish", "flushing to the disk", None);
+    fs::write(&manifest, json(&beside)).map_err(|error| Failure::output(&manifest, &error))?;
+    let _step = progress::step("publish", "renaming into place", None);
     workdir.publish(&image, workdir.output())?;
-    let _step = progress::step("publish-manifest", "flushing to the disk", None);
+    let _step = progress::step("publish-manifest", "renaming into place", None);
     workdir.publish(&manifest, &outcome::path(workdir.output()))?;
     Ok(free)
 }
@@ -221,7 +246,7 @@ fn publish(workdir: &Workdir, base: Input, tools: &Tools, outcome: Option<&Outco
 fn revert(args: &Revert) -> Result<()> {
     inject::check_paths(&args.image, &args.out)?;
     let workdir = lock(&args.out)?;
-    let (tools, _digest) = inject::take_base(&args.image, &workdir, source_date_epoch()?)?;
+    let tools = inject::take_base(&args.image, &workdir, source_date_epoch()?)?;
     let reverted = revert_in_place(&tools, &workdir.image())?;
     for warning in &reverted.warnings {
         say(&format!("warning: {warning}"));
@@ -318,8 +343,7 @@ fn payload(args: &Payload) -> Result<()> {
     let workdir = lock(&args.out)?;
     let tar = payload_tar::make(&args.guest, args.arch, source_date_epoch()?.unwrap_or(0))?;
     let part = workdir.path().join("payload");
-    fs::write(&part, &tar)
-        .map_err(|error| Failure::new(Exit::Output, format!("cannot write {}: {error}", part.display())))?;
+    fs::write(&part, &tar).map_err(|error| Failure::output(&part, &error))?;
     workdir.publish(&part, workdir.output())?;
     say(&format!(
         "{} holds the payload ({} KiB, sha256 {})",

@@ -27,7 +27,7 @@ pub fn copy(from: &File, to: &Path, mut seen: impl FnMut(u64)) -> io::Result<()>
 }
 
 /// The next range that is not a hole.
-fn next_data(file: &File, at: u64, len: u64) -> Option<(u64, u64)> {
+pub fn next_data(file: &File, at: u64, len: u64) -> Option<(u64, u64)> {
     if at >= len {
         return None;
     }

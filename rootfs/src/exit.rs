@@ -84,6 +84,10 @@ impl Failure {
         Self::new(Exit::Input, format!("cannot read {}: {error}", path.display()))
     }
 
+    pub fn output(path: &Path, error: &io::Error) -> Self {
+        Self::new(Exit::Output, format!("cannot write {}: {error}", path.display()))
+    }
+
     fn from_error(exit: Exit, error: &dyn Error) -> Self {
         let mut text = error.to_string();
         let mut source = error.source();

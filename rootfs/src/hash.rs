@@ -3,25 +3,57 @@
 use std::{
     fs::File,
     io::{self, Read},
+    os::unix::fs::FileExt,
     path::Path,
+    thread::{self, JoinHandle},
 };
 
 use sha2::{Digest, Sha256};
+
+use crate::copy;
 
 /// A SHA-256 in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// The SHA-256 of a file's contents; `seen` is told how many bytes were read, piece by piece.
-pub fn sha256_file(path: &Path, mut seen: impl FnMut(u64)) -> io::Result<String> {
-    let mut reader = HashingReader::new(File::open(path)?);
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match reader.read(&mut buffer)? {
-            0 => return Ok(reader.finish()),
-            len => seen(len as u64),
+/// The SHA-256 of a file's contents. Holes are not read: zeros are hashed in their place.
+pub fn sha256_file(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    let zeros = vec![0; 1 << 18];
+    let mut at = 0;
+    while at < len {
+        let (begin, end) = copy::next_data(&file, at, len).unwrap_or((len, len));
+        while at < begin {
+            let part = (begin - at).min(zeros.len() as u64);
+            digest.update(&zeros[..part as usize]);
+            at += part;
         }
+        while at < end {
+            let part = (end - at).min(buffer.len() as u64) as usize;
+            file.read_exact_at(&mut buffer[..part], at)?;
+            digest.update(&buffer[..part]);
+            at += part as u64;
+        }
+    }
+    Ok(hex(&digest.finalize()))
+}
+
+/// A digest that is made while other work goes on.
+#[derive(Debug)]
+pub struct Pending(JoinHandle<io::Result<String>>);
+
+impl Pending {
+    pub fn of(path: &Path) -> Self {
+        let path = path.to_owned();
+        Self(thread::spawn(move || sha256_file(&path)))
+    }
+
+    pub fn wait(self) -> io::Result<String> {
+        self.0.join().unwrap_or_else(|_| Err(io::Error::other("the thread that hashes has failed")))
     }
 }
 

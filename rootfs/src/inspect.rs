@@ -54,7 +54,7 @@ pub fn facts(image: &Image) -> Result<Facts, revert::Error> {
     let superblock = &image.superblock;
     let layout = Layout::of(image)?;
     Ok(Facts {
-        image: ImageFacts::new(superblock, String::new()),
+        image: ImageFacts::new(superblock),
         features: superblock.features(),
         needs_recovery: superblock.needs_recovery(),
         used_inodes: superblock.inodes - superblock.free_inodes,

@@ -25,8 +25,6 @@ pub struct Beside<'a> {
 
 #[derive(Debug, Serialize)]
 pub struct ImageFacts {
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub sha256: String,
     pub bytes: u64,
     pub uuid: String,
     pub label: String,
@@ -43,9 +41,8 @@ pub struct Input {
 }
 
 impl ImageFacts {
-    pub fn new(superblock: &Superblock, sha256: String) -> Self {
+    pub fn new(superblock: &Superblock) -> Self {
         Self {
-            sha256,
             bytes: superblock.size(),
             uuid: superblock.uuid_text(),
             label: superblock.label.clone(),

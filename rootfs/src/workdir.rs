@@ -6,13 +6,14 @@
 //! | state | on disk | what a kill leaves | who clears it |
 //! |---|---|---|---|
 //! | locked | `.NAME.baking/` with parts | the folder | the next run on that output |
+//! | unpacked | `/dev/shm/rootfs-USER-…/`, when memory allows | that folder | the same |
 //! | published | `NAME` renamed from the folder | the folder, perhaps an older `NAME.manifest.json` | the same |
 //! | done | no folder | – | – |
 
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -44,6 +45,8 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
 pub struct Workdir {
     path: PathBuf,
     output: PathBuf,
+    /// Where small trees are unpacked: in memory, under a name that follows from the output's, so that it is found again.
+    memory: PathBuf,
     /// Holds the lock.
     handle: File,
 }
@@ -59,7 +62,8 @@ impl Workdir {
         let folder = parent.canonicalize().map_err(|_| Error::NoFolder(parent.to_owned()))?;
         let path = folder.join([".".as_ref(), name, ".baking".as_ref()].join("".as_ref()));
         let handle = acquire(&path, &folder, waiting)?;
-        let workdir = Self { output: folder.join(name), path, handle };
+        let output = folder.join(name);
+        let workdir = Self { memory: memory_folder(&output), output, path, handle };
         workdir.clear()?;
         Ok(workdir)
     }
@@ -77,8 +81,26 @@ impl Workdir {
         self.path.join("image")
     }
 
+    /// A path for a folder of `bytes` that nobody keeps: in memory when there is plenty, else in the working folder.
+    pub fn staging(&self, bytes: Option<u64>) -> Result<PathBuf> {
+        if !bytes.is_some_and(fits_in_memory) {
+            return Ok(self.path.join("tree"));
+        }
+        // Fails if it exists: what somebody else made there is not used.
+        match fs::DirBuilder::new().mode(0o700).create(&self.memory) {
+            Ok(()) => Ok(self.memory.join("tree")),
+            Err(_) => Ok(self.path.join("tree")),
+        }
+    }
+
+    /// Flushes a file to the disk.
+    pub fn flush(&self, path: &Path) -> Result<()> {
+        File::open(path).and_then(|file| file.sync_all()).map_err(io_error("flush", path))
+    }
+
     /// Removes what an earlier run left.
     fn clear(&self) -> Result<()> {
+        remove_own(&self.memory);
         for entry in fs::read_dir(&self.path).map_err(io_error("read", &self.path))? {
             let entry = entry.map_err(io_error("read", &self.path))?.path();
             let removed = if entry.is_dir() && !entry.is_symlink() {
@@ -103,9 +125,35 @@ impl Workdir {
 
 impl Drop for Workdir {
     fn drop(&mut self) {
+        remove_own(&self.memory);
         // Still under the lock. A failure here leaves what the next run removes.
         let _ = fs::remove_dir_all(&self.path);
         let _ = flock(&self.handle, FlockOperation::Unlock);
+    }
+}
+
+const MEMORY: &str = "/dev/shm";
+
+fn memory_folder(output: &Path) -> PathBuf {
+    let digest = crate::hash::sha256(output.as_os_str().as_encoded_bytes());
+    let user = rustix::process::getuid().as_raw();
+    Path::new(MEMORY).join(format!("rootfs-{user}-{}", &digest[..24]))
+}
+
+/// A third of what is available is plenty: the page cache holds the tar and the image as well.
+fn fits_in_memory(bytes: u64) -> bool {
+    let free = rustix::fs::statvfs(MEMORY).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0);
+    bytes < free / 2 && bytes < kib * 1024 / 3
+}
+
+/// Removes a folder of ours; one that belongs to somebody else, or a link, is left alone.
+fn remove_own(folder: &Path) {
+    let user = rustix::process::getuid().as_raw();
+    if fs::symlink_metadata(folder).is_ok_and(|meta| meta.is_dir() && meta.uid() == user) {
+        let _ = fs::remove_dir_all(folder);
     }
 }
 

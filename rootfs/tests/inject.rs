@@ -176,7 +176,7 @@ fn the_forks_layout_is_recognised_and_its_envd_pinned() {
     bench.same(&base, &bench.revert(&newer, "reverted.ext4"));
 }
 
-const STEPS: [&str; 6] = ["copy", "check-base", "write", "check", "digest", "publish"];
+const STEPS: [&str; 6] = ["copy", "check-base", "write", "check", "flush", "publish"];
 
 #[test]
 fn a_kill_at_any_step_leaves_base_and_old_output_and_the_next_run_clears_up() {
@@ -214,7 +214,7 @@ fn a_build_that_is_killed_leaves_nothing_after_the_next_one() {
             .arg(&out);
         command.output().expect("runs").status
     };
-    for step in ["read", "build", "digest", "publish"] {
+    for step in ["read", "build", "flush", "publish"] {
         assert_eq!(build(step).code(), None, "{step}");
         assert!(!out.exists(), "{step}");
     }

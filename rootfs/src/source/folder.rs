@@ -106,7 +106,7 @@ fn digest(source: &Source) -> Result<String> {
         let contents = match wanted.kind {
             Kind::File => {
                 let host = source.folder.join(OsStr::from_bytes(&path[1..]));
-                hash::sha256_file(&host, |_| ()).map_err(io_error("read", &host))?
+                hash::sha256_file(&host).map_err(io_error("read", &host))?
             }
             _ => String::new(),
         };
