@@ -121,13 +121,16 @@ impl Timeline {
     }
 }
 
-/// The kernel's own share is what lies before the first stage; it reports none itself.
+/// The kernel's own share: PID 1 reports it as the stage `init`, from zero to its own start; where it does not, it is
+/// what lies before the first stage.
 fn with_kernel(stages: &[Stage]) -> Vec<Stage> {
     let mut all = stages.to_vec();
-    if let Some(begin) = stages.iter().map(|stage| stage.begin_ns).filter(|begin| *begin > 0).min()
-        && !stages.iter().any(|stage| stage.name == "kernel")
-    {
-        all.insert(0, Stage { name: "kernel".into(), begin_ns: 0, end_ns: begin, warning: None });
+    if let Some(before) = all.iter_mut().find(|stage| stage.name == "init" && stage.begin_ns == 0) {
+        "kernel".clone_into(&mut before.name);
+    }
+    let first = all.iter().map(|stage| stage.begin_ns).min().filter(|begin| *begin > 0);
+    if let Some(end_ns) = first {
+        all.insert(0, Stage { name: "kernel".into(), begin_ns: 0, end_ns, warning: None });
     }
     all
 }
@@ -173,6 +176,14 @@ mod tests {
         let timeline = Timeline::new("x".into(), &[vec![stage("mounts", 400, 500)]]);
         assert_eq!(timeline.stages[0].name, "kernel");
         assert_eq!(timeline.init_ns.unwrap().median, 400);
+    }
+
+    #[test]
+    fn pid_1_says_itself_when_it_started() {
+        let boot = vec![stage("init", 0, 300), stage("mounts", 400, 500)];
+        let timeline = Timeline::new("x".into(), &[boot]);
+        assert_eq!((timeline.stages[0].name.as_str(), timeline.init_ns.unwrap().median), ("kernel", 300));
+        assert_eq!(timeline.stages.len(), 2);
     }
 
     #[test]
