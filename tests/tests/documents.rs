@@ -1,0 +1,142 @@
+//! The documents are kept honest: each command that they tell a reader to type exists, with the options they give it, and
+//! each page that they link to is there.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests fail by panicking, as tests do
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use regex_lite::Regex;
+use tests::paths;
+
+fn documents() -> Vec<PathBuf> {
+    let root = paths::root();
+    let in_docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = in_docs.filter(|path| path.extension().is_some_and(|ending| ending == "md"));
+    ["README.md", "CONTRIBUTING.md"].map(|name| root.join(name)).into_iter().chain(pages).collect()
+}
+
+/// The commands in fenced blocks of shell, each with its continuation lines joined.
+fn commands(text: &str) -> Vec<String> {
+    let (mut commands, mut in_shell, mut joined) = (Vec::new(), false, String::new());
+    for line in text.lines() {
+        if let Some(kind) = line.trim_start().strip_prefix("```") {
+            in_shell = !in_shell && matches!(kind.trim(), "sh" | "bash" | "shell" | "console");
+            continue;
+        }
+        if !in_shell {
+            continue;
+        }
+        let code = line.split(" #").next().unwrap_or_default().trim().trim_start_matches("$ ");
+        match code.strip_suffix('\\') {
+            Some(begun) => joined.push_str(begun),
+            None if !(joined.clone() + code).is_empty() => commands.push(std::mem::take(&mut joined) + code),
+            None => {}
+        }
+    }
+    commands
+}
+
+/// The words of a command after the given program's name, wherever it stands in the line (`sudo`, a path, a variable before it).
+fn words_after<'a>(command: &'a str, program: &str) -> Option<Vec<&'a str>> {
+    let mut words = command.split_whitespace();
+    words.find(|word| word.rsplit('/').next() == Some(program))?;
+    Some(words.take_while(|word| !matches!(*word, "|" | "||" | "&&" | ";" | "&" | ">")).collect())
+}
+
+fn all_commands() -> Vec<(PathBuf, String)> {
+    let each = documents().into_iter().flat_map(|path| {
+        let text = fs::read_to_string(&path).unwrap();
+        commands(&text).into_iter().map(move |command| (path.clone(), command))
+    });
+    each.collect()
+}
+
+/// `make TARGET` names a target that the Makefile has.
+#[test]
+fn every_make_target_of_the_documents_exists() {
+    let makefile = fs::read_to_string(paths::root().join("Makefile")).unwrap();
+    let targets: BTreeSet<&str> =
+        makefile.lines().filter_map(|line| line.split_once(':')).map(|(target, _)| target).collect();
+    let mut seen = 0;
+    for (path, command) in all_commands() {
+        for target in words_after(&command, "make").unwrap_or_default() {
+            if target.contains(['=', '<', '[']) || target.starts_with('-') {
+                continue;
+            }
+            assert!(targets.contains(target), "{}: `{command}` names no target", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 5, "only {seen} targets were found in the documents: are they read at all?");
+}
+
+/// The README's two commands are what they are said to be.
+#[test]
+fn the_readme_shows_how_to_try_and_how_to_test() {
+    let readme = fs::read_to_string(paths::root().join("README.md")).unwrap();
+    let commands = commands(&readme);
+    for command in ["make demo", "make test"] {
+        assert!(commands.iter().any(|found| found == command), "the README does not show `{command}`");
+    }
+}
+
+/// Subcommands and options of our programs are known to them.
+#[test]
+fn every_option_of_the_documents_exists() {
+    let option = Regex::new(r"^--[a-z][a-z-]*").unwrap();
+    for (path, command) in all_commands() {
+        for program in ["envdctl", "rootfs"] {
+            let Some(words) = words_after(&command, program) else { continue };
+            let Some(subcommand) =
+                words.first().filter(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-'))
+            else {
+                continue;
+            };
+            if subcommand.starts_with('-') {
+                continue;
+            }
+            let output = Command::new(paths::host_bin(program).unwrap())
+                .args([subcommand, "--help"])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{}: `{command}`: no such subcommand", path.display());
+            let help = String::from_utf8_lossy(&output.stdout).into_owned();
+            for word in words.iter().filter_map(|word| option.find(word)) {
+                assert!(
+                    help.contains(word.as_str()),
+                    "{}: `{command}`: no option {}",
+                    path.display(),
+                    word.as_str()
+                );
+            }
+        }
+    }
+}
+
+/// Links between the documents lead somewhere.
+#[test]
+fn every_link_of_the_documents_leads_to_a_file() {
+    let link = Regex::new(r"\]\(([^)#\s]+)[^)]*\)").unwrap();
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        for found in link.captures_iter(&text).map(|captures| captures[1].to_owned()) {
+            if !found.contains("://") && !found.starts_with("mailto:") {
+                let target = path.parent().unwrap_or(Path::new("/")).join(&found);
+                assert!(target.exists(), "{}: the link to {found} leads nowhere", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn commands_are_found_in_their_blocks() {
+    let text = "make no\n```sh\nmake demo   # all of it\nenvdctl bridge \\\n  --listen x\n```\n```json\nmake no\n```\n";
+    assert_eq!(commands(text), ["make demo", "envdctl bridge --listen x"]);
+    assert_eq!(
+        words_after("sudo target/host/envdctl status --json | jq .", "envdctl").unwrap(),
+        ["status", "--json"]
+    );
+}
