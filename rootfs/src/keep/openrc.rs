@@ -65,7 +65,7 @@ fn judge_line(merge: &mut Merge, file: &str, number: usize, text: &str, calls_de
             merge.replaced.push(remark(key, value, "replaced by supervise-daemon"));
         }
         "respawn_max" if value != "0" => {
-            merge.replaced.push(remark(key, value, "replaced by 0, which is for ever"))
+            merge.replaced.push(remark(key, value, "replaced by 0, which is for ever"));
         }
         "respawn_period" | "retry" | "pidfile" => merge.replaced.push(remark(key, value, "replaced")),
         _ => {}

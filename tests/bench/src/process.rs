@@ -31,10 +31,6 @@ impl Process {
         Ok(Self { child, name })
     }
 
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Waits until the socket file is there. It does not connect: some peers serve one connection only.
     pub(crate) fn until_bound(mut self, socket: &Path) -> Result<Self> {
         let begin = Instant::now();

@@ -63,6 +63,7 @@ impl Subject {
     }
 
     /// A row that stands alone; `goal` bounds its value.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for figures without a peer"))]
     pub(crate) fn alone(&self, ours: &[f64], goal: Option<f64>) -> Row {
         let row = self.bare(ours);
         Row { met: goal.is_none_or(|goal| self.holds(row.value, goal)), goal, ..row }
