@@ -135,10 +135,11 @@ impl Tree {
         let _ = fs::remove_dir(self.path(group));
     }
 
-    /// Everybody in `group` itself, not below it.
+    /// Everybody in `group` itself, not below it. A process of another namespace is told as 0, which to `kill` would mean
+    /// everybody in our own process group: it is left out.
     pub fn processes(&self, group: &str) -> Vec<i32> {
         let text = fs::read_to_string(self.path(group).join("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).collect()
+        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
     }
 
     /// Kills everybody in `group` and below it, frozen or not.
@@ -200,6 +201,13 @@ mod tests {
         assert!(tree.set("envd", &weights).is_empty());
         assert_eq!(fs::read_to_string(dir.path().join("envd/cpu.weight")).unwrap(), "1000");
         assert_eq!(fs::read_to_string(dir.path().join("envd/memory.min")).unwrap(), "5");
+    }
+
+    #[test]
+    fn processes_of_other_namespaces_are_left_out() {
+        let (dir, tree) = tree_with(&["a/cgroup.procs"]);
+        fs::write(dir.path().join("a/cgroup.procs"), "0\n17\n0\n4\n").unwrap();
+        assert_eq!(tree.processes("a"), [17, 4]);
     }
 
     #[test]

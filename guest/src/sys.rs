@@ -202,3 +202,69 @@ pub fn credit_entropy(device: &std::fs::File, seed: &[u8; 64]) -> Result<(), Err
     let outcome = unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const pool) };
     check(libc::c_long::from(outcome)).map(drop)
 }
+
+/// Runs before `main`, in PID 1 only. Without a console the kernel gives it no stdio; Rust's runtime then opens /dev/null, and
+/// ends the process where there is none. So whatever can be held open is: /dev/null, or something that nobody reads.
+extern "C" fn keep_stdio_open() {
+    // SAFETY: plain system calls with constant, NUL-terminated strings; nothing here needs a runtime.
+    unsafe {
+        if libc::getpid() != 1 {
+            return;
+        }
+        let null = c"/dev/null".as_ptr();
+        for descriptor in 0..3 {
+            if libc::fcntl(descriptor, libc::F_GETFD) >= 0 || libc::open(null, libc::O_RDWR) >= 0 {
+                continue;
+            }
+            let device = c"devtmpfs".as_ptr();
+            libc::mkdir(c"/dev".as_ptr(), 0o755);
+            libc::mount(device, c"/dev".as_ptr(), device, libc::MS_NOSUID, std::ptr::null());
+            if libc::open(null, libc::O_RDWR) < 0 {
+                libc::eventfd(0, libc::EFD_NONBLOCK);
+            }
+        }
+    }
+}
+
+#[used]
+// SAFETY: the section holds pointers to functions of this type, which the C library calls before `main`.
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = keep_stdio_open;
+
+/// The argument of a PID 1 that has executed itself anew after a fault, followed by how often it has.
+pub const AFTER_FAULT: &CStr = c"--after-fault";
+
+static FAULTS: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+
+/// From now on a fault of this process (a memory fault, an abort) executes it anew instead of ending it: the kernel panics when
+/// PID 1 ends. `faults` is how often that has happened.
+pub fn execute_again_after_fault(faults: u8) {
+    FAULTS.store(faults, std::sync::atomic::Ordering::Relaxed);
+    for signal in
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS, libc::SIGTRAP]
+    {
+        // SAFETY: all zeroes is a valid sigaction, and the handler makes only async-signal-safe calls. It runs on the
+        // alternate stack that Rust's runtime has set up for the main thread.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = fault as *const () as libc::sighandler_t;
+            action.sa_flags = libc::SA_ONSTACK | libc::SA_NODEFER;
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        }
+    }
+}
+
+extern "C" fn fault(_: libc::c_int) {
+    let count = FAULTS.load(std::sync::atomic::Ordering::Relaxed).saturating_add(1).min(9);
+    let digit = [b'0' + count, 0];
+    let arguments = [c"init".as_ptr(), AFTER_FAULT.as_ptr(), digit.as_ptr().cast(), std::ptr::null()];
+    let environment = [std::ptr::null()];
+    // SAFETY: the arrays end with a null pointer and point to NUL-terminated strings. The descriptors of the old run are
+    // marked close-on-exec. Where the program cannot be read any more, waiting is all that is left.
+    unsafe {
+        libc::execve(c"/proc/self/exe".as_ptr(), arguments.as_ptr(), environment.as_ptr());
+        loop {
+            libc::pause();
+        }
+    }
+}

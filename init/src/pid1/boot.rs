@@ -6,7 +6,7 @@
 use std::{path::Path, time::Duration};
 
 use guest::{
-    cgroup::Tree,
+    cgroup::{ENVD, INIT_SCOPE, SLICE, Tree},
     clock::{Moment, now},
     cmdline::Cmdline,
     config::{self, Config},
@@ -16,6 +16,10 @@ use guest::{
         check,
         load::{self, Loaded},
     },
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use tracing::{error, info};
 
@@ -30,15 +34,39 @@ use super::{
     stages::Stages,
 };
 
-/// Sets the machine up and starts envd and everything else.
-pub(super) fn boot() -> Machine {
+/// Sets the machine up and starts envd and everything else. `faults` tells how often this process has had to be executed
+/// anew: then what the run before has left is ended first.
+pub(super) fn boot(faults: u8) -> Machine {
     let begin = now();
     let early = mounts::first();
+    own_stdio();
     log::init("init");
+    if faults > 0 {
+        error!(
+            "init was executed anew after a fault of its own (the {faults}. time); its services start again"
+        );
+        std::thread::sleep(super::AFTER_A_FAULT * u32::from(faults));
+        end_last_run(&Tree::default());
+    }
     let mut machine = prepare(begin, early);
     start_envd(&mut machine);
     super::guarded("the boot", || machine.follow_up());
     machine
+}
+
+/// What the kernel or an initramfs has left open as 0 to 2 is replaced: nothing is ever read or written there.
+fn own_stdio() {
+    use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+    let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") else { return };
+    let _ = dup2_stdin(&null).and(dup2_stdout(&null)).and(dup2_stderr(&null)); // what was there does as well
+}
+
+/// Services of a run that ended in a fault are nobody's: they are ended, before they would run twice.
+fn end_last_run(tree: &Tree) {
+    let _ = tree.kill(ENVD).and(tree.kill(SLICE));
+    for pid in tree.processes(INIT_SCOPE).into_iter().filter(|pid| *pid > 1) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
 }
 
 /// Up to the point where services can run.

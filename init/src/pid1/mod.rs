@@ -9,6 +9,7 @@
 //! * a step that can fail says why, once, and is passed over; what can come back is retried by event ([`network`],
 //!   [`control`]);
 //! * nothing waits but the [reactor](guest::reactor): no child, no socket, no console is waited for;
+//! * a fault that is no panic (a memory fault, an abort) executes the program anew, with the same number;
 //! * what must block ([`finish`]: sync and unmount) is done by a child, inside a deadline.
 
 mod boot;
@@ -40,12 +41,20 @@ const AFTER_A_FAULT: Duration = Duration::from_millis(100);
 /// Runs the machine. There is nothing to return to.
 pub(crate) fn run() -> ! {
     install_panic_hook();
-    let mut machine = boot::boot();
+    let faults = faults(std::env::args());
+    guest::sys::execute_again_after_fault(faults);
+    let mut machine = boot::boot(faults);
     loop {
         if guarded("the main loop", || machine.turn()).is_none() {
             std::thread::sleep(AFTER_A_FAULT);
         }
     }
+}
+
+/// How often this process had to be executed anew; all other arguments are unknown words of the kernel's command line.
+fn faults(arguments: impl Iterator<Item = String>) -> u8 {
+    let mut rest = arguments.skip_while(|word| Some(word.as_str()) != guest::sys::AFTER_FAULT.to_str().ok());
+    rest.nth(1).and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 /// Runs a piece of work; a panic in it is its own end only.

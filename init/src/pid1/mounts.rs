@@ -29,14 +29,17 @@ const fn optional(kind: &'static str, target: &'static str, flags: MsFlags, opti
     Entry { source: kind, target, kind, flags, options, needed: false }
 }
 
-/// Before the console: its device and the list of consoles are found there.
-const FIRST: [Entry; 2] =
-    [entry("devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755"), entry("proc", "/proc", SAFE, "")];
+/// Before the first word: the console is found in /dev and /proc, and the log is kept in /run (and must not land in the
+/// folder below it, on the root file system).
+const FIRST: [Entry; 3] = [
+    entry("devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755"),
+    entry("proc", "/proc", SAFE, ""),
+    entry("tmpfs", "/run", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), "mode=0755"),
+];
 
 /// Before envd. `ptmxmode` is not 0666 by itself, and then no terminal opens.
-const NEEDED: [Entry; 5] = [
+const NEEDED: [Entry; 4] = [
     entry("sysfs", "/sys", SAFE, ""),
-    entry("tmpfs", "/run", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), "mode=0755"),
     entry(
         "devpts",
         "/dev/pts",
@@ -57,7 +60,7 @@ const LATER: [Entry; 6] = [
     optional("bpf", "/sys/fs/bpf", SAFE, "mode=0700"),
 ];
 
-/// `/dev` and `/proc`: to be called before anything is logged, so the answer is for later.
+/// `/dev`, `/proc`, `/run`: to be called before anything is logged, so the answer is for later.
 pub(super) fn first() -> Vec<String> {
     FIRST.iter().filter_map(make).collect()
 }

@@ -394,7 +394,7 @@ impl Unit {
             uptime: world.now.saturating_sub(self.machine.started()),
             restarts: self.machine.restarts(),
             oom,
-            peak_memory_bytes: world.tree.memory_peak(&group),
+            peak_memory_bytes: self.service.owns_group().then(|| world.tree.memory_peak(&group)).flatten(),
             reason: self.failure.as_deref().or(self.machine.reason()),
             last_lines: self.tail.take(),
             at: world.now,

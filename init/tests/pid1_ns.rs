@@ -1,0 +1,450 @@
+//! The real program as PID 1 of namespaces of its own (process, mount, network, host name), in a root folder that shares the
+//! machine's programs and nothing else. Needs root; says so and passes nothing off as tested without it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::PermissionsExt,
+            net::UnixStream,
+            process::{CommandExt, ExitStatusExt},
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use guest::control::{
+    Op, Reply, Request, ServiceStatus, Status,
+    frame::{self, Decoder, MAX_REPLY},
+};
+
+const INIT: &str = env!("CARGO_BIN_EXE_init");
+/// Longer than anything here takes on a busy machine.
+const BOUND: Duration = Duration::from_secs(120);
+/// What a namespace shares with the machine must not be changed from inside it.
+const CONFIG: &str = "[boot]\nsysctl = false\ncore_pattern = ''\nptp_clock = false\n[network]\nmanage = false\n\
+                      [control]\nvsock = false\n[shutdown]\ntimeout_ms = 6000\n";
+/// Without these two the machine's own envd and relay would be looked for.
+const SLEEPER: &str = "command = ['/bin/sleep', '100000']\nrestart = 'always'\nlog = 'console'\n";
+
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begin.elapsed() < BOUND, "waited in vain: {what}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// A root folder, its console, and the process that is PID 1 in it.
+struct World {
+    root: tempfile::TempDir,
+    console: OwnedFd,
+    outer: Child,
+    pid: i32,
+}
+
+impl World {
+    fn boot(services: &[(&str, &str)]) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test needs root for its namespaces: run it through `make test`"
+        );
+        let root = tempfile::tempdir().unwrap();
+        let stage = root.path().join("stage");
+        for folder in ["top", "outside"] {
+            fs::create_dir(root.path().join(folder)).unwrap();
+        }
+        for folder in [
+            "etc/envd-init/services.d",
+            "proc",
+            "sys/fs/cgroup",
+            "dev",
+            "run",
+            "tmp",
+            "usr",
+            "bin",
+            "sbin",
+            "lib",
+            "lib64",
+            "outside",
+            "init",
+        ] {
+            fs::create_dir_all(stage.join(folder)).unwrap();
+        }
+        fs::copy(INIT, stage.join("init/init")).unwrap();
+        fs::write(stage.join("etc/envd-init/config.toml"), CONFIG).unwrap();
+        fs::write(stage.join("etc/hosts"), "127.0.0.1 localhost\n").unwrap();
+        fs::write(stage.join("etc/hostname"), "in-a-test\n").unwrap();
+        let own = stage.join("etc/envd-init/services.d");
+        for off in ["tmp", "tmpfiles", "seed-certs", "chronyd", "chrony-source"] {
+            fs::write(own.join(format!("{off}.toml")), "").unwrap();
+        }
+        for (name, text) in [("envd", SLEEPER), ("relay", SLEEPER)].iter().chain(services) {
+            fs::write(own.join(format!("{name}.toml")), text).unwrap();
+        }
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let slave = nix::unistd::ttyname(&pty.slave).unwrap();
+        let outer = Command::new("unshare")
+            .args([
+                "--fork",
+                "--pid",
+                "--mount",
+                "--net",
+                "--uts",
+                "--ipc",
+                "--kill-child",
+                "--propagation",
+                "private",
+                "--",
+            ])
+            .args(["/bin/sh", "-ec", SETUP, "sh"])
+            .arg(root.path())
+            .arg(&slave)
+            .env("SECRET_WORD", "of-the-command-line")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let mut world = Self { root, console: pty.master, outer, pid: 0 };
+        world.pid = until("the namespace's first process", || world.find_pid());
+        until("the control socket", || world.status().ok());
+        world
+    }
+
+    /// The child of `unshare` once it is init.
+    fn find_pid(&mut self) -> Option<i32> {
+        assert_eq!(self.outer.try_wait().unwrap(), None, "the namespace did not come up");
+        let id = self.outer.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
+        let pid = children.split_whitespace().next()?.parse().ok()?;
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        (name.trim() == "init").then_some(pid)
+    }
+
+    fn socket(&self) -> PathBuf {
+        format!("/proc/{}/root/run/envd-init/control.sock", self.pid).into()
+    }
+
+    fn ask(&self, op: Op) -> std::io::Result<Reply> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(BOUND))?;
+        stream.write_all(&frame::encode(&Request::new(op)).unwrap())?;
+        let mut decoder = Decoder::new(MAX_REPLY);
+        let mut chunk = vec![0; 65536];
+        loop {
+            if let Some(reply) = decoder.message().map_err(std::io::Error::other)? {
+                return Ok(reply);
+            }
+            match stream.read(&mut chunk)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                count => decoder.push(&chunk[..count]),
+            }
+        }
+    }
+
+    fn status(&self) -> std::io::Result<Status> {
+        match self.ask(Op::Status)? {
+            Reply::Status(status) => Ok(*status),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn service(&self, name: &str) -> ServiceStatus {
+        self.status().unwrap().services.into_iter().find(|service| service.name == name).unwrap()
+    }
+
+    fn wait_state(&self, name: &str, state: &str) -> ServiceStatus {
+        until(&format!("{name} is {state}"), || {
+            Some(self.service(name)).filter(|service| service.state == state)
+        })
+    }
+
+    /// Runs a shell command inside.
+    fn sh(&self, script: &str) -> Output {
+        Command::new("nsenter")
+            .args(["-t", &self.pid.to_string(), "-p", "-m", "-n", "-u", "-r", "--", "/bin/sh", "-c", script])
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .output()
+            .unwrap()
+    }
+
+    fn text(&self, script: &str) -> String {
+        String::from_utf8_lossy(&self.sh(script).stdout).trim().to_owned()
+    }
+
+    /// The tool `name`, inside: its output and its exit code.
+    fn tool(&self, line: &str) -> (String, i32) {
+        let output = self.sh(&format!("/init/init {line} 2>&1"));
+        (String::from_utf8_lossy(&output.stdout).trim().to_owned(), output.status.code().unwrap())
+    }
+
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/root{path}", self.pid)).unwrap_or_default()
+    }
+
+    /// What init has logged so far.
+    fn log(&self) -> String {
+        self.read("/run/envd-init/log/init.log.1") + &self.read("/run/envd-init/log/init.log")
+    }
+
+    fn wait_log(&self, text: &str) {
+        until(text, || self.log().contains(text).then_some(()));
+    }
+
+    /// Waits until the machine is down.
+    fn down(mut self) -> (ExitStatus, Duration) {
+        let begin = Instant::now();
+        let status = until("the machine is down", || self.outer.try_wait().unwrap());
+        (status, begin.elapsed())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.pid != 0 {
+            eprintln!("--- log of init\n{}", self.log());
+        }
+        if self.pid != 0 {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), nix::sys::signal::SIGKILL);
+        }
+        let _ = self.outer.kill();
+        let _ = self.outer.wait();
+    }
+}
+
+/// $1 the root folder, $2 the console. The root is a tmpfs, since init remounts it read-only at its end; /dev, /sys and cgroup
+/// are mounted here so that init leaves the machine's own alone.
+const SETUP: &str = r#"
+mount -t tmpfs root "$1/top"
+cp -a "$1/stage/." "$1/top"
+root=$1/top
+mount --bind "$1/outside" "$root/outside"
+for folder in usr bin sbin lib lib64; do [ -d /$folder ] && mount --rbind /$folder "$root/$folder"; done
+mount -t sysfs sysfs "$root/sys"
+mount -t tmpfs cgroup "$root/sys/fs/cgroup"
+mount -t tmpfs dev "$root/dev"
+for node in null zero urandom random tty; do touch "$root/dev/$node"; mount --bind /dev/$node "$root/dev/$node"; done
+names=$(sed 's/ .*//' /proc/consoles)
+for name in ttyS0 $names; do touch "$root/dev/$name"; mount --bind "$2" "$root/dev/$name"; done
+exec chroot "$root" /init/init unknown.word=1 other
+"#;
+
+#[test]
+fn services_run_in_order_in_a_world_of_their_own() {
+    let first =
+        "command = ['/bin/sh', '-c', 'env >/tmp/env; ls -l /proc/self/fd >/tmp/fds']\nkind = 'oneshot'\n";
+    let second = "command = ['/bin/sh', '-c', 'test -s /tmp/env && exec sleep 1000']\nafter = ['first']\nrestart = 'never'\n";
+    let world = World::boot(&[("first", first), ("second", second)]);
+    world.wait_state("second", "running");
+    assert_eq!(world.service("first").last_exit.unwrap().status, Some(0));
+    let environment = world.read("/tmp/env");
+    assert!(!environment.contains("SECRET_WORD") && !environment.contains("unknown"), "{environment}");
+    assert_eq!(world.text("hostname"), "in-a-test");
+    assert_eq!(world.text("cat /proc/1/fd/0 | wc -c"), "0", "stdio is /dev/null");
+}
+
+#[test]
+fn ten_thousand_orphans_are_reaped_and_a_service_restarts_meanwhile() {
+    let world = World::boot(&[]);
+    let storm = "for i in 1 2 3 4 5 6 7 8 9 10; do ( n=0; while [ $n -lt 1000 ]; do (true & ) ; n=$((n+1)); done ) & done; wait";
+    let mut storm = Command::new("nsenter")
+        .args(["-t", &world.pid.to_string(), "-p", "-m", "-r", "--", "/bin/sh", "-c", storm])
+        .spawn()
+        .unwrap();
+    let before = world.service("envd").pid;
+    assert_eq!(world.ask(Op::Restart { service: "envd".to_owned() }).unwrap(), Reply::Done);
+    assert_ne!(world.service("envd").pid, before);
+    assert!(storm.wait().unwrap().success());
+    until("no zombie is left", || {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", world.pid)).unwrap();
+        (children.split_whitespace().count() <= 2).then_some(())
+    });
+}
+
+#[test]
+fn signals_that_mean_nothing_do_nothing_and_a_fault_starts_anew() {
+    let world = World::boot(&[]);
+    world.sh("for s in HUP QUIT PIPE ALRM TSTP TTIN WINCH KILL STOP 40 64; do kill -$s 1; done");
+    let before = world.wait_state("envd", "running").pid;
+    for _ in 0..2 {
+        world.sh("kill -SEGV 1");
+    }
+    world.wait_log("executed anew after a fault");
+    let after = until("envd runs again", || {
+        let service = world.status().ok()?.services.into_iter().find(|service| service.name == "envd")?;
+        (service.state == "running").then_some(service.pid)
+    });
+    assert_ne!(before, after);
+    assert_eq!(world.text("ls /proc | grep -c '^[0-9]*$' >/dev/null; echo alive"), "alive");
+}
+
+#[test]
+fn a_service_that_dies_is_told_restarted_and_counted() {
+    let script = "echo going down >&2; sleep 0.2; exit 7";
+    let text = format!(
+        "command = ['/bin/sh', '-c', '{script}']\nrestart = 'always'\nbackoff = {{ min_ms = 50, max_ms = 100 }}\n"
+    );
+    let world = World::boot(&[("flaky", &text)]);
+    let deaths = until("three deaths", || {
+        let deaths = world.status().unwrap().deaths;
+        (deaths.iter().filter(|death| death.service == "flaky").count() >= 3).then_some(deaths)
+    });
+    assert_eq!(deaths[0].status, Some(7));
+    let exit = world.service("flaky").last_exit.unwrap();
+    assert_eq!((exit.status, exit.last_lines), (Some(7), vec!["going down".to_owned()]));
+    world.wait_log(r#"exit {"service":"flaky""#);
+    world.wait_log("flaky ended with status 7");
+}
+
+#[test]
+fn a_missing_program_is_said_and_everybody_else_runs() {
+    let world = World::boot(&[("ghost", "command = ['/no/such/program']\n"), ("junk", "\u{1}[[[")]);
+    world.wait_log("ghost: there is no program /no/such/program");
+    world.wait_log("/no/such/program is missing");
+    world.wait_log("junk.toml");
+    world.wait_state("envd", "running");
+    let (text, code) = world.tool("systemctl start ghost");
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("/no/such/program"), "{text}");
+}
+
+#[test]
+fn readiness_holds_back_whoever_waits() {
+    let slow = "command = ['/bin/sh', '-c', 'sleep 0.5; touch /tmp/ready; exec sleep 1000']\nreadiness = { file = '/tmp/ready' }\n";
+    let after = "command = ['/bin/sh', '-c', 'ls /tmp >/tmp/seen']\nkind = 'oneshot'\nafter = ['slow']\n";
+    let notify = "command = ['/usr/bin/python3', '-c', '''\nimport os, socket, time\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+                  s.sendto(b\"READY=1\", os.environ[\"NOTIFY_SOCKET\"])\ntime.sleep(1000)''']\nreadiness = 'notify'\n";
+    let world = World::boot(&[("slow", slow), ("next", after), ("told", notify)]);
+    world.wait_state("next", "exited");
+    assert!(world.read("/tmp/seen").contains("ready"));
+    if Path::new("/usr/bin/python3").exists() {
+        world.wait_state("told", "healthy");
+    }
+}
+
+#[test]
+fn shutdown_stops_in_order_kills_the_stubborn_and_keeps_its_deadline() {
+    let orderly = |name: &str| {
+        format!(
+            "command = ['/bin/sh', '-c', 'trap \"echo {name} >>/outside/log; exit 0\" TERM; while :; do sleep 0.05; done']\n"
+        )
+    };
+    let stubborn =
+        "command = ['/bin/sh', '-c', 'trap \"\" TERM; while :; do sleep 1; done']\nstop_timeout_ms = 60000\n";
+    let later = format!("{}after = ['base']\n", orderly("later"));
+    let world = World::boot(&[("base", &orderly("base")), ("later", &later), ("stubborn", stubborn)]);
+    for name in ["base", "later", "stubborn"] {
+        world.wait_state(name, "running");
+    }
+    assert_eq!(world.tool("reboot"), (String::new(), 0));
+    let (text, code) = world.tool("systemctl start base");
+    assert!(code != 0 && text.contains("going down"), "{text}");
+    let (status, took) = {
+        let keep = world.root.path().join("outside/log");
+        until("both have ended in order", || {
+            (fs::read_to_string(&keep).unwrap_or_default() == "later\nbase\n").then_some(())
+        });
+        world.down()
+    };
+    assert_eq!(status.signal(), Some(nix::libc::SIGHUP), "a reboot, as a namespace tells it: {status:?}");
+    assert!(took < BOUND);
+}
+
+#[test]
+fn a_second_request_is_final_at_once() {
+    let stubborn =
+        "command = ['/bin/sh', '-c', 'trap \"\" TERM; while :; do sleep 1; done']\nstop_timeout_ms = 60000\n";
+    let world = World::boot(&[("stubborn", stubborn)]);
+    world.wait_state("stubborn", "running");
+    world.tool("poweroff");
+    world.wait_log("going down for power-off");
+    let _ = world.ask(Op::Shutdown { kind: guest::control::ShutdownKind::Reboot });
+    let (status, _) = world.down();
+    assert!(status.signal().is_some(), "{status:?}");
+}
+
+#[test]
+fn ctrl_alt_del_and_term_bring_it_down() {
+    for signal in ["INT", "TERM", "USR1", "USR2"] {
+        let world = World::boot(&[]);
+        world.sh(&format!("kill -{signal} 1"));
+        let (status, _) = world.down();
+        assert!(status.signal().is_some(), "{signal}: {status:?}");
+    }
+}
+
+#[test]
+fn a_console_that_nobody_reads_costs_nothing_but_its_own_output() {
+    let flood = "command = ['/bin/sh', '-c', 'while :; do echo a line that floods the console without end; done']\nlog = 'console'\n";
+    let world = World::boot(&[("flood", flood)]);
+    for _ in 0..20 {
+        assert_eq!(world.service("flood").state, "running");
+    }
+    assert_eq!(world.ask(Op::Restart { service: "envd".to_owned() }).unwrap(), Reply::Done);
+    drop(world.console.try_clone().unwrap());
+}
+
+#[test]
+fn the_tools_answer_as_systemctl_does() {
+    let world = World::boot(&[("web", "command = ['/bin/sleep', '1000']\n")]);
+    world.wait_state("web", "running");
+    let table = [
+        ("systemctl is-active web", "active", 0),
+        ("systemctl is-active web.service nope", "active\ninactive", 0),
+        ("systemctl is-active nope", "inactive", 4),
+        ("systemctl -q is-active web", "", 0),
+        ("systemctl stop web", "", 0),
+        ("systemctl is-active web", "inactive", 3),
+        ("systemctl try-restart web", "", 0),
+        ("systemctl is-failed web", "inactive", 1),
+        ("systemctl start web", "", 0),
+        ("systemctl restart web", "", 0),
+        ("systemctl show -p ActiveState --value web", "active", 0),
+        ("systemctl is-enabled web", "enabled", 0),
+        ("systemctl restart nope", "Failed to restart nope.service: Unit nope.service not found.", 5),
+        ("systemctl stop nope", "Failed to stop nope.service: Unit nope.service not loaded.", 5),
+        ("systemctl status nope", "Unit nope.service could not be found.", 4),
+        ("shutdown 12:00", "shutdown: 12:00: only `now` is supported by envd-init", 2),
+    ];
+    for (line, text, code) in table {
+        assert_eq!(world.tool(line), (text.to_owned(), code), "{line}");
+    }
+    let (text, code) = world.tool("systemctl edit web");
+    assert!(code != 0 && text.contains("not supported"), "{text}");
+    let (text, code) = world.tool("systemctl list-units");
+    assert!(code == 0 && text.contains("web.service") && text.contains("running"), "{text}");
+    let pid = world.service("web").pid;
+    assert_eq!(world.tool("systemctl restart web").1, 0);
+    assert_ne!(world.service("web").pid, pid, "restart answers when the new one runs");
+}
+
+#[test]
+fn hostile_clients_cost_only_themselves_and_only_root_may_speak() {
+    let world = World::boot(&[]);
+    let mut crowd: Vec<UnixStream> =
+        (0..200).filter_map(|_| UnixStream::connect(world.socket()).ok()).collect();
+    for (at, stream) in crowd.iter_mut().enumerate() {
+        let _ = stream.set_nonblocking(true);
+        let _ = stream.write_all(&vec![at as u8; at]);
+    }
+    assert!(world.status().is_ok());
+    assert!(world.service("envd").state == "running");
+    let mode = fs::metadata(world.socket()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let output = world
+        .sh("command -v setpriv >/dev/null && setpriv --reuid 65534 /init/init systemctl status envd 2>&1");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success() && (text.is_empty() || text.contains("only root")), "{text}");
+    drop(crowd);
+}
