@@ -63,25 +63,18 @@ pub(crate) struct Leftovers {
 impl Leftovers {
     /// One line for the log; `None` when nothing was left.
     pub(crate) fn describe(&self) -> Option<String> {
-        let ended = self.helpers + self.forwards;
-        (ended + self.users > 0).then(|| {
-            format!(
-                "left by the last envd: {} and {} ended, {} left alone",
-                count(self.helpers, "helper"),
-                count(self.forwards, "port forward"),
-                count(self.users, "user process")
-            )
-        })
+        let parts = [
+            (self.helpers, "helper", "helpers", "ended"),
+            (self.forwards, "port forward", "port forwards", "ended"),
+            (self.users, "user process", "user processes", "left alone"),
+        ];
+        let said: Vec<String> = parts
+            .into_iter()
+            .filter(|(count, ..)| *count > 0)
+            .map(|(count, one, many, fate)| format!("{count} {} {fate}", if count == 1 { one } else { many }))
+            .collect();
+        (!said.is_empty()).then(|| format!("left by the last envd: {}", said.join(", ")))
     }
-}
-
-fn count(number: usize, what: &str) -> String {
-    let plural = match what.ends_with('s') {
-        _ if number == 1 => "",
-        true => "es",
-        false => "s",
-    };
-    format!("{number} {what}{plural}")
 }
 
 /// Ends helpers and port forwards.
@@ -154,7 +147,7 @@ mod tests {
     #[test]
     fn what_was_left_is_said_in_words() {
         let left = Leftovers { helpers: 1, forwards: 2, users: 1 };
-        let said = "left by the last envd: 1 helper and 2 port forwards ended, 1 user process left alone";
+        let said = "left by the last envd: 1 helper ended, 2 port forwards ended, 1 user process left alone";
         assert_eq!(left.describe().as_deref(), Some(said));
         assert_eq!(Leftovers::default().describe(), None);
     }

@@ -17,6 +17,7 @@ mod cleanup;
 mod death;
 mod drain;
 mod keep;
+mod last;
 mod probe;
 mod report;
 mod shim;

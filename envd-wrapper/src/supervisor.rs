@@ -18,8 +18,9 @@ use crate::args::Settings;
 use crate::choose;
 use crate::cleanup::{self, Home, Leftovers};
 use crate::death::{self, Before, Life};
-use crate::drain::{Flow, LastLines, Stream};
+use crate::drain::{Flow, Stream};
 use crate::keep::{self, Keep, Order};
+use crate::last::LastLines;
 use crate::probe::{Outcome, Probe};
 use crate::report::Reporter;
 use crate::world;
@@ -132,7 +133,7 @@ impl Supervisor {
     fn deadline(&self) -> Option<Moment> {
         let now = clock::now();
         let child = self.child.iter().flat_map(|child| child.stdout.iter().chain(&child.stderr));
-        let floods = child.filter_map(|stream| stream.deadline(now));
+        let floods = child.filter_map(Stream::deadline);
         let keep = self.keep.iter().filter_map(|keep| keep.deadline(now));
         floods.chain(self.machine.deadline()).chain(self.reporter.deadline()).chain(keep).min()
     }
@@ -196,6 +197,11 @@ impl Supervisor {
         if let Some(child) = &mut self.child {
             for stream in [&mut child.stdout, &mut child.stderr].into_iter().flatten() {
                 stream.settle(now, &mut child.last);
+            }
+        }
+        for token in [STDOUT, STDERR] {
+            if self.stream(token).is_some_and(|stream| stream.slept(now)) {
+                self.drain(token);
             }
         }
         if self.machine.deadline().is_some_and(|at| at <= now) {
@@ -310,15 +316,25 @@ impl Supervisor {
         }
     }
 
+    fn stream(&mut self, token: Token) -> Option<&mut Stream> {
+        let child = self.child.as_mut()?;
+        if token == STDOUT { child.stdout.as_mut() } else { child.stderr.as_mut() }
+    }
+
     fn drain(&mut self, token: Token) {
         let Some(child) = &mut self.child else { return };
-        let stream = if token == STDOUT { &mut child.stdout } else { &mut child.stderr };
-        let ended = stream
-            .as_mut()
-            .is_some_and(|open| open.drain(&mut self.buffer, clock::now(), &mut child.last) == Flow::Ended);
-        if ended {
+        let slot = if token == STDOUT { &mut child.stdout } else { &mut child.stderr };
+        let Some(stream) = slot else { return };
+        let was_watched = !stream.is_napping();
+        match stream.drain(&mut self.buffer, clock::now(), &mut child.last) {
+            Flow::Open if was_watched => {}
+            Flow::Open => {
+                let _ = self.reactor.add(stream.descriptor(), token, Interest::Read);
+            }
+            Flow::Napping if was_watched => self.reactor.remove(stream.descriptor()),
+            Flow::Napping => {}
             // envd closed it; that is its own affair, and it may live on.
-            *stream = None;
+            Flow::Ended => *slot = None,
         }
     }
 

@@ -21,6 +21,9 @@ use crate::ring::{self, Ring};
 /// Lines a component may print on the console at once, and then a second.
 const BURST: u32 = 60;
 const PER_SECOND: u32 = 10;
+/// Lines of a crash that are printed whatever was printed before them, and then a second.
+const CRASH_BURST: u32 = 200;
+const CRASH_PER_SECOND: u32 = 2;
 
 static LOGGER: Mutex<Option<Logger>> = Mutex::new(None);
 
@@ -37,6 +40,7 @@ struct Logger {
 #[derive(Debug)]
 struct Source {
     bucket: Bucket,
+    crash: Bucket,
     suppressed: u64,
 }
 
@@ -67,7 +71,13 @@ pub fn reopen() {
 /// Logs one line that a child printed, or that a component says of itself. Any bytes will do.
 pub fn emit(component: &str, level: Level, text: &[u8]) {
     let now = clock::now();
-    with(|logger| logger.record(now, component, level, text));
+    with(|logger| logger.record(now, component, level, text, false));
+}
+
+/// The same, for a line of a crash: it is printed even after a flood, because a crash says most of all.
+pub fn emit_crash(component: &str, level: Level, text: &[u8]) {
+    let now = clock::now();
+    with(|logger| logger.record(now, component, level, text, true));
 }
 
 /// The same, to the ring alone.
@@ -125,27 +135,31 @@ fn with<T>(act: impl FnOnce(&mut Logger) -> T) -> Option<T> {
 }
 
 impl Logger {
-    fn record(&mut self, now: Moment, component: &str, level: Level, text: &[u8]) {
+    fn record(&mut self, now: Moment, component: &str, level: Level, text: &[u8], crash: bool) {
         if level == Level::Debug && !self.debug {
             return;
         }
         let text = record::sanitize(text);
         for piece in record::pieces(&text) {
             self.ring.push(now, level, component, &piece);
-            if self.admit(now, component) {
+            if self.admit(now, component, crash) {
                 self.console.print(record::console_line(now, component, &piece).into_bytes());
             }
         }
     }
 
     /// Whether the component's bucket lets a line through; what it refused before is said first.
-    fn admit(&mut self, now: Moment, component: &str) -> bool {
+    fn admit(&mut self, now: Moment, component: &str, crash: bool) -> bool {
         if !self.sources.contains_key(component) {
-            let source = Source { bucket: Bucket::new(BURST, PER_SECOND), suppressed: 0 };
+            let source = Source {
+                bucket: Bucket::new(BURST, PER_SECOND),
+                crash: Bucket::new(CRASH_BURST, CRASH_PER_SECOND),
+                suppressed: 0,
+            };
             self.sources.insert(component.to_owned(), source);
         }
         let Some(source) = self.sources.get_mut(component) else { return true };
-        let admitted = source.bucket.take(now);
+        let admitted = source.bucket.take(now) || (crash && source.crash.take(now));
         if !admitted {
             source.suppressed += 1;
         } else if source.suppressed > 0 {
@@ -184,7 +198,7 @@ impl tracing::Subscriber for Bridge {
         event.record(&mut line);
         let now = clock::now();
         let level = level_of(*event.metadata().level());
-        with(|logger| logger.record(now, logger.component, level, line.finish().as_bytes()));
+        with(|logger| logger.record(now, logger.component, level, line.finish().as_bytes(), false));
     }
 }
 

@@ -109,6 +109,43 @@ pub enum Step {
     Exec,
 }
 
+impl Resource {
+    const ALL: [Self; 13] = [
+        Self::Cpu,
+        Self::FileSize,
+        Self::Data,
+        Self::Stack,
+        Self::Core,
+        Self::Processes,
+        Self::OpenFiles,
+        Self::LockedMemory,
+        Self::AddressSpace,
+        Self::Signals,
+        Self::MessageQueues,
+        Self::Nice,
+        Self::RealtimePriority,
+    ];
+
+    /// What is limited, for "its limit of …".
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "CPU time",
+            Self::FileSize => "file size",
+            Self::Data => "data",
+            Self::Stack => "stack",
+            Self::Core => "core dumps",
+            Self::Processes => "processes",
+            Self::OpenFiles => "open files",
+            Self::LockedMemory => "locked memory",
+            Self::AddressSpace => "address space",
+            Self::Signals => "pending signals",
+            Self::MessageQueues => "message queues",
+            Self::Nice => "nice values",
+            Self::RealtimePriority => "realtime priority",
+        }
+    }
+}
+
 impl Step {
     const ALL: [Self; 12] = [
         Self::Session,
@@ -153,6 +190,8 @@ impl Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
     pub step: Step,
+    /// Which limit, where the step is one.
+    pub resource: Option<Resource>,
     pub errno: Errno,
 }
 
@@ -163,6 +202,10 @@ impl Failure {
             Step::Exec => format!("cannot execute: {}", elf::explain(program, self.errno)),
             step if step.is_vital() => {
                 format!("not started: cannot {}: {}", step.as_str(), self.errno.desc())
+            }
+            Step::Limit => {
+                let which = self.resource.map_or("a resource", Resource::as_str);
+                format!("cannot set its limit of {which}: {}; started without", self.errno.desc())
             }
             step => format!("cannot {}: {}; started without", step.as_str(), self.errno.desc()),
         }
@@ -305,7 +348,7 @@ impl Child<'_> {
         self.step(Step::Nice, self.program.nice.map_or(Ok(()), sys::set_nice));
         self.step(Step::IoPriority, self.set_io_priority());
         for limit in &self.program.limits {
-            self.step(Step::Limit, set_limit(limit));
+            self.step_of(Step::Limit, limit.resource as u8, set_limit(limit));
         }
         self.step(Step::Directory, self.change_directory());
         self.step(Step::Identity, self.become_user());
@@ -315,11 +358,15 @@ impl Child<'_> {
         sys::exit_now(EXEC_FAILED)
     }
 
-    /// Tells a failure; a vital one ends the child.
     fn step(&self, step: Step, outcome: Result<(), Errno>) {
+        self.step_of(step, u8::MAX, outcome);
+    }
+
+    /// Tells a failure; a vital one ends the child.
+    fn step_of(&self, step: Step, detail: u8, outcome: Result<(), Errno>) {
         let Err(errno) = outcome else { return };
         let [b0, b1, b2, b3] = (errno as i32).to_le_bytes();
-        let _ = sys::write_raw(self.wiring.steps.as_raw_fd(), &[step as u8, b0, b1, b2, b3]);
+        let _ = sys::write_raw(self.wiring.steps.as_raw_fd(), &[step as u8, detail, b0, b1, b2, b3]);
         if step.is_vital() {
             sys::exit_now(EXEC_FAILED);
         }
@@ -389,7 +436,7 @@ pub struct Steps {
 
 /// Reads what is there, without waiting.
 pub fn read_steps(pipe: &OwnedFd) -> Steps {
-    const RECORD: usize = 5;
+    const RECORD: usize = 6;
     let mut steps = Steps::default();
     let mut buffer = [0; RECORD * 16];
     loop {
@@ -406,9 +453,10 @@ pub fn read_steps(pipe: &OwnedFd) -> Steps {
 }
 
 fn parse_failure(record: &[u8]) -> Option<Failure> {
-    let (step, errno) = record.split_first()?;
+    let ([step, detail], errno) = record.split_first_chunk()?;
     let step = *Step::ALL.get(usize::from(*step).checked_sub(1)?)?;
-    Some(Failure { step, errno: Errno::from_raw(i32::from_le_bytes(*errno.first_chunk()?)) })
+    let resource = Resource::ALL.into_iter().find(|resource| *resource as u8 == *detail);
+    Some(Failure { step, resource, errno: Errno::from_raw(i32::from_le_bytes(*errno.first_chunk()?)) })
 }
 
 #[cfg(test)]
@@ -482,7 +530,7 @@ mod tests {
         let program = Program { path: "/no/such/envd".into(), ..Program::default() };
         let (status, _, failures) = run(&program);
         assert!(matches!(status, WaitStatus::Exited(_, EXEC_FAILED)));
-        assert_eq!(failures, [Failure { step: Step::Exec, errno: Errno::ENOENT }]);
+        assert_eq!(failures, [Failure { step: Step::Exec, resource: None, errno: Errno::ENOENT }]);
         assert_eq!(failures[0].describe(&program.path), "cannot execute: /no/such/envd is missing");
     }
 
@@ -491,7 +539,7 @@ mod tests {
         let program = Program { cgroup: Some("/no/such/cgroup".into()), ..shell("echo ran") };
         let (_, text, failures) = run(&program);
         assert_eq!(text, "ran\n");
-        assert_eq!(failures, [Failure { step: Step::Cgroup, errno: Errno::ENOENT }]);
+        assert_eq!(failures, [Failure { step: Step::Cgroup, resource: None, errno: Errno::ENOENT }]);
     }
 
     #[test]

@@ -50,6 +50,7 @@
 //! Nothing here is shared with the programs under test but the wire format of envd's API: what judges them does not
 //! inherit their errors.
 
+pub mod cell;
 pub mod envd;
 pub mod http;
 pub mod image;
@@ -60,6 +61,7 @@ pub mod sweep;
 pub mod vm;
 pub mod wait;
 
+pub use cell::Cell;
 pub use envd::{CommandOutput, Via};
 pub use image::{Envd, Image};
 pub use vm::{Kernel, Vm};

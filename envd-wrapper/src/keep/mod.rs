@@ -31,6 +31,8 @@ pub(crate) const TOKENS: Token = 1 << 32;
 const GOAL_BOUND: Duration = Duration::from_secs(30);
 /// While somebody waits for the relay to come back, which nothing tells us.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// The stages of this boot, for a wrapper that is started later in it.
+const STAGES: &str = "/run/envd-init/boot.json";
 /// Deaths that are remembered.
 const TALLY: usize = 100;
 
@@ -89,7 +91,7 @@ impl Keep {
             wants_vsock: settings.config.control.vsock,
             vsock_missing: false,
             goals: Vec::new(),
-            stages: vec![stage("image_init", 0, nanos(now))],
+            stages: earlier_stages().unwrap_or_else(|| vec![stage("image_init", 0, nanos(now))]),
             deaths: Vec::new(),
             warnings: Vec::new(),
         };
@@ -251,6 +253,10 @@ impl Keep {
             "version": env!("CARGO_PKG_VERSION"), "mode": Mode::Keep, "stages": self.stages, "warnings": self.warnings.len(),
         });
         log::machine("boot", &line.to_string());
+        let kept = serde_json::to_vec(&self.stages).unwrap_or_default();
+        if let Err(why) = std::fs::write(STAGES, kept) {
+            self.warn(format!("cannot keep the boot's stages in {STAGES}: {why}"));
+        }
     }
 
     fn status(&self, envd: &EnvdStatus) -> Status {
@@ -291,6 +297,11 @@ fn outcome(goal: &Goal, envd: &EnvdStatus, now: Moment) -> Option<Reply> {
         return Some(Reply::Done);
     }
     (goal.until <= now).then(|| error("failed", late()))
+}
+
+/// The stages of this boot, where an earlier wrapper has seen them: a later start of ours is no stage of it.
+fn earlier_stages() -> Option<Vec<Stage>> {
+    serde_json::from_slice(&std::fs::read(STAGES).ok()?).ok()
 }
 
 fn stage(name: &str, begin_ns: u64, end_ns: u64) -> Stage {

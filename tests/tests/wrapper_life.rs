@@ -1,0 +1,207 @@
+//! envd-wrapper as it is installed, over an envd with each of its faults: it is brought back, and its death is explained.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use tests::Cell;
+
+/// Short, so that a test takes seconds; what is guarded is the order of things, not their times.
+const IMPATIENT: &str = "start_timeout_ms = 1500\nstop_timeout_ms = 500\n";
+const WATCHFUL: &str = "liveness_interval_ms = 500\nliveness_window_ms = 1500\n";
+
+fn cell(switches: &str, settings: &str) -> Cell {
+    let builder = Cell::builder().unwrap().stand_in("bin/envd", switches).unwrap();
+    builder.supervise("bin/envd", settings).unwrap()
+}
+
+#[test]
+fn a_good_envd_is_started_and_said_to_be_healthy() {
+    let cell = cell("", "");
+    cell.wait(r"^\[ *\d+\.\d{6}\] wrapper: envd started: \S+/bin/envd \(pid \d+\)").unwrap();
+    cell.wait(r"wrapper: envd is healthy, \d+\.\d{3} s after exec").unwrap();
+    assert_eq!(cell.health().unwrap(), 204);
+    let console = cell.console();
+    assert!(console.lines().count() < 10 && console.len() < 2048, "few lines when all is well: {console}");
+}
+
+#[test]
+fn every_kill_is_answered_by_a_start_and_explained() {
+    let cell = cell("", "");
+    let mut pid = cell.envd().unwrap_or(0);
+    for turn in 1..=5 {
+        cell.wait_nth("envd is healthy", turn).unwrap();
+        pid = if pid == 0 { cell.envd().unwrap() } else { pid };
+        cell.sh(&format!("kill -KILL {pid}")).unwrap();
+        let report = cell.death(turn).unwrap();
+        assert_eq!(report["signal"], "SIGKILL", "{report}");
+        assert_eq!((&report["service"], report["pid"].as_u64()), (&"envd".into(), Some(pid.into())));
+        assert_eq!(report["restarts"].as_u64(), Some(turn as u64 - 1), "{report}");
+        assert_eq!(report["oom"], false);
+        pid = cell.other_envd(pid).unwrap();
+    }
+}
+
+#[test]
+fn one_that_never_listens_is_ended_at_the_bound_and_the_next_one_serves() {
+    let cell = cell("never-bind = yes\nonly-starts = 1\n", IMPATIENT);
+    cell.wait("wrapper: ending envd: not listening 1 s after its start").unwrap();
+    let report = cell.death(1).unwrap();
+    assert_eq!(report["reason"], "not listening 1 s after its start");
+    assert_eq!(report["signal"], "SIGQUIT", "asked for its goroutines first: {report}");
+    cell.wait("envd is healthy").unwrap();
+}
+
+#[test]
+fn one_that_listens_and_does_not_answer_is_ended_at_the_bound() {
+    let cell = cell("hang-health = yes\nonly-starts = 1\n", IMPATIENT);
+    let report = cell.death(1).unwrap();
+    let reason = report["reason"].as_str().unwrap();
+    assert!(reason.contains("1 s after its start") && !reason.contains("not listening"), "{reason}");
+    cell.wait("envd is healthy").unwrap();
+}
+
+#[test]
+fn a_wrong_answer_is_named() {
+    let cell = cell("health-status = 500\nonly-starts = 1\n", IMPATIENT);
+    let report = cell.death(1).unwrap();
+    assert!(report["reason"].as_str().unwrap().contains("HTTP/1.1 500"), "{report}");
+}
+
+#[test]
+fn one_that_binds_late_is_waited_for() {
+    let cell = cell("bind-after = 0.7\n", IMPATIENT);
+    cell.wait("envd is healthy").unwrap();
+    assert_eq!(cell.deaths().len(), 0);
+}
+
+#[test]
+fn a_healthy_one_that_hangs_is_ended_after_the_window() {
+    let cell = cell("hang-all-after = 1\nonly-starts = 1\n", WATCHFUL);
+    cell.wait("envd is healthy").unwrap();
+    cell.wait("envd is unhealthy: listening but not answering").unwrap();
+    let report = cell.death(1).unwrap();
+    assert!(report["reason"].as_str().unwrap().starts_with("listening but not answering for"), "{report}");
+    cell.wait_nth("envd is healthy", 2).unwrap();
+}
+
+#[test]
+fn one_that_was_stopped_for_good_is_ended_too() {
+    let cell = cell("", WATCHFUL);
+    cell.wait("envd is healthy").unwrap();
+    cell.sh("kill -STOP $(pidof envd)").unwrap();
+    cell.death(1).unwrap();
+    cell.wait_nth("envd is healthy", 2).unwrap();
+}
+
+#[test]
+fn a_slow_answer_is_said_and_nobody_is_ended_for_it() {
+    let cell = cell("slow-health = 1.3\n", "liveness_interval_ms = 4000\nliveness_window_ms = 1\n");
+    cell.wait("envd is slow: /health took 1.[3-9] s").unwrap();
+    assert_eq!(cell.deaths().len(), 0);
+    assert_eq!(cell.health().unwrap(), 204);
+}
+
+#[test]
+fn a_clean_exit_restarts_as_well() {
+    let cell = cell("exit-after = 0.3\nexit-code = 0\n", "");
+    let report = cell.death(2).unwrap();
+    assert_eq!(report["status"].as_u64(), Some(0));
+    cell.wait("exited with status 0 after").unwrap();
+}
+
+#[test]
+fn one_that_forks_and_exits_does_not_leave_a_second_envd_behind() {
+    let cell = cell("fork-and-exit = yes\nonly-starts = 1\n", "");
+    assert_eq!(cell.death(1).unwrap()["status"].as_u64(), Some(0));
+    cell.wait("left by the last envd: 1 helper ended").unwrap();
+    cell.wait("envd is healthy").unwrap();
+    cell.envd().unwrap();
+}
+
+#[test]
+fn term_ends_envd_and_the_wrapper() {
+    let mut cell = cell("", "");
+    cell.wait("envd is healthy").unwrap();
+    assert_eq!(cell.stop().unwrap().code(), Some(0));
+    cell.wait("envd was stopped on request").unwrap();
+    assert_eq!(cell.deaths()[0]["signal"], "SIGTERM");
+    assert_eq!(cell.count("envd started"), 1, "a stop is not answered by a start");
+}
+
+#[test]
+fn one_that_ignores_term_is_killed_at_its_bound() {
+    let mut cell = cell("ignore-term = yes\n", IMPATIENT);
+    cell.wait("envd is healthy").unwrap();
+    assert_eq!(cell.stop().unwrap().code(), Some(0));
+    assert_eq!(cell.deaths()[0]["signal"], "SIGKILL");
+}
+
+#[test]
+fn other_signals_are_not_passed_on() {
+    let cell = cell("", "");
+    cell.wait("envd is healthy").unwrap();
+    let before = cell.envd().unwrap();
+    cell.sh("for s in HUP QUIT USR1 USR2 ALRM PIPE WINCH CONT; do kill -$s $(pidof envd-wrapper); done")
+        .unwrap();
+    assert_eq!(cell.health().unwrap(), 204);
+    assert_eq!(cell.envd().unwrap(), before);
+}
+
+#[test]
+fn a_wrapper_that_is_killed_takes_envd_along_and_the_next_one_does_not_double_it() {
+    let cell = cell("", "");
+    cell.wait("envd is healthy").unwrap();
+    for turn in 2..=4 {
+        let old = cell.envd().unwrap();
+        cell.sh("kill -KILL $(pidof envd-wrapper)").unwrap();
+        cell.other_envd(old).unwrap();
+        cell.wait_nth("envd is healthy", turn).unwrap();
+        assert_eq!(cell.health().unwrap(), 204);
+    }
+    let ring = cell.ring().unwrap();
+    let numbers: Vec<u64> = ring.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "the ring goes on: {ring}");
+}
+
+#[test]
+fn a_real_time_signal_is_a_death_like_any_other() {
+    let cell = cell("", "");
+    cell.wait("envd is healthy").unwrap();
+    cell.sh("kill -40 $(pidof envd)").unwrap();
+    assert_eq!(cell.death(1).unwrap()["signal"], "signal 40");
+    cell.wait_nth("envd is healthy", 2).unwrap();
+}
+
+#[test]
+fn port_forwards_and_helpers_of_a_dead_envd_are_ended_and_users_are_left_alone() {
+    let cell = cell("", "");
+    cell.wait("envd is healthy").unwrap();
+    let sleeper = |group: &str| {
+        let command = format!(
+            "echo 0 >/sys/fs/cgroup/{group}/cgroup.procs; setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $!"
+        );
+        cell.sh(&format!("sh -c '{command}'")).unwrap()
+    };
+    let (forward, helper, user) = (sleeper("socats"), sleeper("envd"), sleeper("user"));
+    cell.sh("kill -KILL $(pidof envd)").unwrap();
+    cell.wait("left by the last envd: 1 helper ended, 1 port forward ended, 1 user process left alone")
+        .unwrap();
+    cell.wait_nth("envd is healthy", 2).unwrap();
+    let alive = |pid: &str| cell.sh(&format!("[ -d /proc/{pid} ] && echo yes || echo no")).unwrap();
+    assert_eq!((alive(&forward).as_str(), alive(&helper).as_str()), ("no", "no"));
+    assert_eq!(alive(&user), "yes");
+}
+
+#[test]
+fn at_rest_the_wrapper_sleeps_but_for_two_wakeups_a_check() {
+    let cell = cell("", "liveness_interval_ms = 1000\n");
+    cell.wait("envd is healthy").unwrap();
+    let switches = || -> i64 {
+        let status = "/proc/$(pidof envd-wrapper)/status";
+        cell.sh(&format!("sed -n 's/^voluntary_ctxt_switches:\\t//p' {status}")).unwrap().parse().unwrap()
+    };
+    let before = switches();
+    // Five checks, whatever else the machine does: counted by the clock that the wrapper goes by.
+    cell.sh("sleep 5").unwrap();
+    let woken = switches() - before;
+    assert!((4..=13).contains(&woken), "{woken} wake-ups in five checks");
+}
