@@ -15,8 +15,13 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 pub(crate) fn connections(wanted: usize) -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
     let needed = wanted as u64 * PER_CONNECTION + RESERVED;
-    let files = if soft < needed && setrlimit(Resource::RLIMIT_NOFILE, needed.min(hard), hard).is_ok() {
-        needed.min(hard)
+    let files = if soft >= needed {
+        soft
+    } else if setrlimit(Resource::RLIMIT_NOFILE, needed, needed.max(hard)).is_ok() {
+        // Root may go beyond the hard limit.
+        needed
+    } else if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+        hard
     } else {
         soft
     };

@@ -192,7 +192,15 @@ fn check_namespaces(args: &BridgeArgs) -> Result<(), BridgeError> {
 fn raise_files(wanted: u32) -> usize {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted as usize };
-    let files = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    let needed = u64::from(wanted) * FILES_PER_CONNECTION + RESERVED_FILES;
+    // Root may go beyond the hard limit.
+    let files = if setrlimit(Resource::RLIMIT_NOFILE, needed.max(hard), needed.max(hard)).is_ok() {
+        needed.max(hard)
+    } else if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+        hard
+    } else {
+        soft
+    };
     let possible = (files.saturating_sub(RESERVED_FILES) / FILES_PER_CONNECTION).max(1);
     if possible < u64::from(wanted) {
         let text = format!(
