@@ -81,11 +81,11 @@ pub fn render(status: &Status, paint: Paint) -> String {
 
 fn headline(status: &Status, paint: Paint) -> String {
     let mode = match status.mode {
-        Mode::Native => "PID 1",
-        Mode::Keep => "beside the image's own init",
+        Mode::Native => "as PID 1",
+        Mode::Keep => "in keep mode, beside the image's own init",
     };
     format!(
-        "{}  envd-init {} as {mode}, {}, up {}\n",
+        "{}  envd-init {} {mode}, {}, up {}\n",
         paint.bold(&sanitise(&status.hostname)),
         sanitise(&status.version),
         sanitise(&status.kernel),

@@ -1,6 +1,13 @@
 //! The doctor names the broken hop: one fault at a time, then two at once, then none; its command line is the same in
 //! every scenario, values are random, faults are made by outside tools.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::semicolon_if_nothing_returned,
+    reason = "helpers of tests fail like tests"
+)]
+
 mod world;
 
 use std::process::Command;
@@ -15,7 +22,7 @@ type Fault = (&'static str, fn(&mut World), &'static str, &'static str);
 const HOST_FAULTS: &[Fault] = &[
     ("nothing listens", |world| world.end(1), "listener", "nothing listens"),
     ("an absent address", absent_address, "listener", "on no interface"),
-    ("the listener is stopped", |world| signal(&world.layer1, "STOP"), "listener", "is stopped"),
+    ("the listener is stopped", |world| signal(world.layer1.as_ref(), "STOP"), "listener", "is stopped"),
     (
         "the listener leads elsewhere",
         wrong_layer_1,
@@ -46,7 +53,7 @@ const NETWORK_FAULTS: &[Fault] = &[
     ),
     ("the forwarder leads elsewhere", wrong_layer_2, "forwarder", "but the guest is"),
     ("the forwarder is dead", |world| world.end(2), "forwarder", "nothing listens on"),
-    ("the forwarder is stopped", |world| signal(&world.layer2, "STOP"), "forwarder", "is stopped"),
+    ("the forwarder is stopped", |world| signal(world.layer2.as_ref(), "STOP"), "forwarder", "is stopped"),
     (
         "the guest has no address",
         |world| world.in_guest("ip addr flush dev eth0"),
@@ -133,8 +140,8 @@ const VSOCK_FAULTS: &[Fault] = &[
     ("PID 1 does not answer", |world| world.vmm(Vmm::ControlDead), "guest", "PID 1 does not answer"),
 ];
 
-fn signal(child: &Option<std::process::Child>, name: &str) {
-    run(&format!("kill -{name} {}", child.as_ref().unwrap().id()));
+fn signal(child: Option<&std::process::Child>, name: &str) {
+    run(&format!("kill -{name} {}", child.unwrap().id()));
 }
 
 /// The address goes away under a listener that is bound to it.
@@ -143,20 +150,20 @@ fn absent_address(world: &mut World) {
     let address = format!("10.{}.{}.2", between(20, 200), between(1, 250));
     world.in_host(&format!("ip addr add {address}/32 dev lo"));
     let at = format!("{address}:{}", world.listen.port()).parse().unwrap();
-    world.layer1 = Some(world.forward(&world.host.clone(), at, world.entry));
+    world.layer1 = Some(World::forward(&world.host, at, world.entry));
     world.in_host(&format!("ip addr del {address}/32 dev lo"));
 }
 
 fn wrong_layer_1(world: &mut World) {
     world.end(1);
     let wrong = format!("10.{}.7.9:{}", between(20, 200), world.entry.port()).parse().unwrap();
-    world.layer1 = Some(world.forward(&world.host.clone(), world.listen, wrong));
+    world.layer1 = Some(World::forward(&world.host, world.listen, wrong));
 }
 
 fn wrong_layer_2(world: &mut World) {
     world.end(2);
     let wrong = format!("169.254.{}.9:{}", between(1, 250), world.guest.port()).parse().unwrap();
-    world.layer2 = Some(world.forward(&world.sandbox.clone(), world.entry, wrong));
+    world.layer2 = Some(World::forward(&world.sandbox, world.entry, wrong));
 }
 
 fn own_chain(world: &mut World) {
@@ -284,7 +291,7 @@ fn where_all_is_well_the_doctor_is_silent() {
     }
     world.in_sandbox("ip tuntap add spare mode tap");
     let other = format!("127.0.0.1:{}", between(33_000, 34_000)).parse().unwrap();
-    let child = world.forward(&world.sandbox.clone(), other, "192.0.2.1:80".parse().unwrap());
+    let child = World::forward(&world.sandbox, other, "192.0.2.1:80".parse().unwrap());
     world.keep(child);
     world.doctor(&[]).assert_well();
 }

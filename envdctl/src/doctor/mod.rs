@@ -9,6 +9,7 @@ pub mod console;
 pub mod facts;
 pub mod forwarder;
 pub mod hop;
+pub mod judge_devices;
 pub mod judge_host;
 pub mod judge_net;
 pub mod judge_rules;
@@ -120,7 +121,7 @@ fn judge(facts: &Facts) -> Vec<Finding> {
         judge_host::listener(facts),
         judge_host::proxy(facts),
         judge_net::namespace(facts),
-        judge_net::devices(facts),
+        judge_devices::judge(facts),
         judge_rules::judge(facts),
         judge_net::forwarder(facts),
     ];

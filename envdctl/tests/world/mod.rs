@@ -29,7 +29,7 @@ use guest::control::{EnvdStatus, Mode, Network, Reply, Request, Status, VSOCK_PO
 /// How envd in the guest behaves.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Envd {
+pub(crate) enum Envd {
     Well,
     Hangs,
     Fails,
@@ -39,7 +39,7 @@ pub enum Envd {
 /// What answers behind the VMM's socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Vmm {
+pub(crate) enum Vmm {
     Well,
     RelayDead,
     ControlDead,
@@ -47,22 +47,21 @@ pub enum Vmm {
     Silent,
 }
 
-pub struct World {
-    pub host: String,
-    pub sandbox: String,
-    pub guest_ns: String,
-    pub veth: String,
-    pub listen: SocketAddr,
-    pub entry: SocketAddr,
-    pub guest: SocketAddr,
-    pub tap_address: String,
-    pub vmm_socket: PathBuf,
-    pub status: Arc<Mutex<Status>>,
+pub(crate) struct World {
+    pub(crate) host: String,
+    pub(crate) sandbox: String,
+    pub(crate) guest_ns: String,
+    pub(crate) veth: String,
+    pub(crate) listen: SocketAddr,
+    pub(crate) entry: SocketAddr,
+    pub(crate) guest: SocketAddr,
+    pub(crate) vmm_socket: PathBuf,
+    pub(crate) status: Arc<Mutex<Status>>,
     envd: Arc<AtomicU8>,
     vmm: Arc<AtomicU8>,
     listener: Option<TcpListener>,
-    pub layer1: Option<Child>,
-    pub layer2: Option<Child>,
+    pub(crate) layer1: Option<Child>,
+    pub(crate) layer2: Option<Child>,
     others: Vec<Child>,
     dir: tempfile::TempDir,
 }
@@ -72,17 +71,17 @@ fn random() -> u64 {
 }
 
 /// A number from `low` up to, not including, `high`.
-pub fn between(low: u64, high: u64) -> u64 {
+pub(crate) fn between(low: u64, high: u64) -> u64 {
     low + random() % (high - low)
 }
 
-pub fn run(line: &str) {
+pub(crate) fn run(line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         eprintln!("not run: it makes network namespaces, which needs root");
@@ -91,7 +90,7 @@ pub fn is_root() -> bool {
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let id = random() % 0x00ff_ffff;
         let (host, sandbox, guest_ns) = (format!("ey-h{id:x}"), format!("ey-s{id:x}"), format!("ey-g{id:x}"));
         let (veth, vpeer) = (format!("vh{id:x}"), format!("vp{id:x}"));
@@ -140,13 +139,12 @@ impl World {
             listen,
             entry,
             guest,
-            tap_address,
             dir,
         };
         world.start_envd();
         world.start_vmm();
-        world.layer2 = Some(world.forward(&world.sandbox.clone(), world.entry, world.guest));
-        world.layer1 = Some(world.forward(&world.host.clone(), world.listen, world.entry));
+        world.layer2 = Some(World::forward(&world.sandbox, world.entry, world.guest));
+        world.layer1 = Some(World::forward(&world.host, world.listen, world.entry));
         world
     }
 
@@ -165,16 +163,16 @@ impl World {
         });
     }
 
-    pub fn envd(&self, mode: Envd) {
+    pub(crate) fn envd(&self, mode: Envd) {
         self.envd.store(mode as u8, Ordering::SeqCst);
     }
 
-    pub fn vmm(&self, mode: Vmm) {
+    pub(crate) fn vmm(&self, mode: Vmm) {
         self.vmm.store(mode as u8, Ordering::SeqCst);
     }
 
     /// envd's process is gone, its port closed.
-    pub fn end_envd(&mut self) {
+    pub(crate) fn end_envd(&mut self) {
         use std::os::fd::AsFd;
         let listener = self.listener.take().unwrap();
         nix::sys::socket::shutdown(
@@ -196,7 +194,7 @@ impl World {
     }
 
     /// A socat in a namespace; awaited until it listens.
-    pub fn forward(&self, name: &str, at: SocketAddr, to: SocketAddr) -> Child {
+    pub(crate) fn forward(name: &str, at: SocketAddr, to: SocketAddr) -> Child {
         let child = Command::new("ip")
             .args(["netns", "exec", name, "socat"])
             .arg(format!("TCP4-LISTEN:{},bind={},reuseaddr,fork", at.port(), at.ip()))
@@ -204,12 +202,12 @@ impl World {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        self.await_port(name, at.port(), true);
+        Self::await_port(name, at.port(), true);
         child
     }
 
     /// Waits until a port of a namespace is listened on, or no more.
-    pub fn await_port(&self, name: &str, port: u16, wanted: bool) {
+    pub(crate) fn await_port(name: &str, port: u16, wanted: bool) {
         let begun = Instant::now();
         let wanted_text = format!(":{port:04X} 00000000:0000 0A");
         while begun.elapsed() < Duration::from_secs(20) {
@@ -223,7 +221,7 @@ impl World {
         panic!("port {port} of {name} did not become as awaited");
     }
 
-    pub fn end(&mut self, layer: u8) {
+    pub(crate) fn end(&mut self, layer: u8) {
         let (name, port) =
             if layer == 1 { (&self.host, self.listen.port()) } else { (&self.sandbox, self.entry.port()) };
         let child = if layer == 1 { &mut self.layer1 } else { &mut self.layer2 };
@@ -231,27 +229,27 @@ impl World {
         child.kill().unwrap();
         child.wait().unwrap();
         let (name, port) = (name.clone(), port);
-        self.await_port(&name, port, false);
+        Self::await_port(&name, port, false);
     }
 
-    pub fn keep(&mut self, child: Child) {
+    pub(crate) fn keep(&mut self, child: Child) {
         self.others.push(child);
     }
 
-    pub fn in_host(&self, line: &str) {
+    pub(crate) fn in_host(&self, line: &str) {
         run(&format!("ip netns exec {} {line}", self.host));
     }
 
-    pub fn in_sandbox(&self, line: &str) {
+    pub(crate) fn in_sandbox(&self, line: &str) {
         run(&format!("ip netns exec {} {line}", self.sandbox));
     }
 
-    pub fn in_guest(&self, line: &str) {
+    pub(crate) fn in_guest(&self, line: &str) {
         run(&format!("ip netns exec {} {line}", self.guest_ns));
     }
 
     /// The command line that is the same in every scenario.
-    pub fn doctor(&self, environment: &[(&str, &str)]) -> Report {
+    pub(crate) fn doctor(&self, environment: &[(&str, &str)]) -> Report {
         let output = Command::new("ip")
             .args(["netns", "exec", &self.host, env!("CARGO_BIN_EXE_envdctl"), "doctor", "--json"])
             .args(["--listen", &format!("tcp:{}", self.listen)])
@@ -306,14 +304,14 @@ fn end_processes_of(name: &str) {
     }
 }
 
-pub struct Report {
-    pub json: serde_json::Value,
-    pub code: i32,
+pub(crate) struct Report {
+    pub(crate) json: serde_json::Value,
+    pub(crate) code: i32,
 }
 
 impl Report {
     /// The first broken hop, and what is said of it; the exit code belongs to it.
-    pub fn assert_first(&self, hop: &str, said: &str) {
+    pub(crate) fn assert_first(&self, hop: &str, said: &str) {
         let pretty = serde_json::to_string_pretty(&self.json).unwrap();
         assert_eq!(self.json["first_broken"], hop, "{pretty}");
         let finding =
@@ -326,7 +324,7 @@ impl Report {
         assert_eq!(self.code, 20 + finding["number"].as_i64().unwrap() as i32);
     }
 
-    pub fn assert_well(&self) {
+    pub(crate) fn assert_well(&self) {
         let pretty = serde_json::to_string_pretty(&self.json).unwrap();
         assert!(self.json["first_broken"].is_null() && self.code == 0, "{pretty}");
         let unknown =
