@@ -313,3 +313,117 @@ fn a_package_upgrade_in_the_guest_does_not_put_systemd_back() {
     let saved = root.join("usr/lib/envd-init/saved/usr/sbin/init");
     assert_eq!(fs::read_to_string(saved).expect("the upgrade landed there"), "the upgraded init");
 }
+
+/// What the platform's provisioning does after a Dockerfile's steps: envd, its unit and the link to the init are written anew.
+fn provision(bench: &Bench, image: &Path) {
+    let (envd, unit) = (bench.path("platform-envd"), bench.path("envd.service"));
+    fs::write(&envd, elf(X86_64, "envd of the platform")).expect("written");
+    fs::write(&unit, "[Service]\nExecStart=/usr/bin/envd\n").expect("written");
+    let present = |path: &str| {
+        Image::open(image).expect("opens").find_link(path.as_bytes()).expect("looked up").is_some()
+    };
+    let mut script = String::new();
+    for directory in ["/etc/systemd", "/etc/systemd/system"] {
+        if !present(directory) {
+            script += &format!("mkdir {directory}\n");
+        }
+    }
+    for path in ["/usr/bin/envd", "/etc/systemd/system/envd.service", "/usr/sbin/init"] {
+        if present(path) {
+            script += &format!("rm {path}\n");
+        }
+    }
+    script += &format!("write {} /usr/bin/envd\nsif /usr/bin/envd mode 0100755\n", envd.display());
+    script += &format!("write {} /etc/systemd/system/envd.service\n", unit.display());
+    script += "symlink /usr/sbin/init /lib/systemd/systemd\n";
+    let path = bench.path("provision");
+    fs::write(&path, script).expect("written");
+    let output = tool("debugfs").arg("-w").arg("-f").arg(&path).arg(image).output().expect("runs");
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{}", said(&output));
+}
+
+#[test]
+fn what_came_by_dockerfile_survives_provisioning() {
+    let bench = Bench::new();
+    let tar = bench.path("payload.tar");
+    let made = bench
+        .rootfs()
+        .arg("payload")
+        .arg("--guest")
+        .arg(bench.path("guest"))
+        .arg("-o")
+        .arg(&tar)
+        .output()
+        .expect("runs");
+    assert!(made.status.success(), "{}", said(&made));
+    let again = bench.path("again.tar");
+    bench
+        .rootfs()
+        .arg("payload")
+        .arg("--guest")
+        .arg(bench.path("guest"))
+        .arg("-o")
+        .arg(&again)
+        .output()
+        .expect("runs");
+    assert!(
+        fs::read(&tar).expect("read") == fs::read(&again).expect("read"),
+        "the same payload is the same tar"
+    );
+    // `ADD payload.tar /`: the image's archive and the payload's, one after the other.
+    let mut both = archive(&debian(true));
+    both.truncate(both.len() - 1024);
+    both.extend(fs::read(&tar).expect("read"));
+    fs::write(bench.path("both.tar"), both).expect("written");
+    let image = bench.path("added.ext4");
+    let built = bench
+        .rootfs()
+        .arg("build")
+        .arg(bench.path("both.tar"))
+        .args(["--size", "64", "-o"])
+        .arg(&image)
+        .output();
+    assert!(built.expect("runs").status.success());
+    let drop_in = "/usr/lib/systemd/system/envd.service.d/zz-envd-init.conf";
+    let before = read(&image, drop_in);
+    provision(&bench, &image);
+    assert_clean(&image);
+    assert_eq!(read(&image, drop_in), before);
+    assert_eq!(read(&image, "/usr/lib/envd-init/envd-wrapper"), elf(X86_64, "envd-wrapper 1"));
+    assert_eq!(read(&image, "/usr/bin/envd"), elf(X86_64, "envd of the platform"));
+    assert_eq!(leads_to(&image, "/sbin/init"), "/usr/lib/systemd/systemd", "keep mode leaves the init alone");
+    // And such an image can be injected, and comes back with the payload that it had.
+    let native = bench.inject(&image, "native.ext4", &[]);
+    assert_eq!(leads_to(&native, "/sbin/init"), "/usr/lib/envd-init/init");
+    bench.same(&image, &bench.revert(&native, "reverted.ext4"));
+}
+
+#[test]
+fn provisioning_after_native_is_seen_by_verify_and_healed_by_injecting_again() {
+    let bench = Bench::new();
+    let base = bench.image("base", &debian(true));
+    let native = bench.inject(&base, "native.ext4", &[]);
+    provision(&bench, &native);
+    let verified = bench.rootfs().arg("verify").arg(&native).arg("--json").output().expect("runs");
+    assert_eq!(verified.status.code(), Some(20));
+    assert!(said(&verified).contains("/sbin/init leads to /usr/lib/systemd/systemd"), "{}", said(&verified));
+    let healed = bench.inject(&native, "healed.ext4", &[]);
+    assert_eq!(leads_to(&healed, "/sbin/init"), "/usr/lib/envd-init/init");
+    assert_eq!(
+        read(&healed, "/usr/bin/envd"),
+        elf(X86_64, "envd of the platform"),
+        "the platform's newer envd is kept"
+    );
+}
+
+#[test]
+fn every_exit_code_is_documented() {
+    let documented = include_str!("../../docs/images.md");
+    let source = include_str!("../src/exit.rs");
+    let codes: Vec<&str> =
+        source.lines().filter_map(|line| line.trim().strip_suffix(',')?.split(" = ").nth(1)).collect();
+    assert!(codes.len() > 20);
+    for code in codes {
+        assert!(documented.contains(&format!("\n| {code} | ")), "code {code} is missing in docs/images.md");
+    }
+}

@@ -1,0 +1,95 @@
+//! Images that were written by a mounted kernel and cut off: the journal is replayed on the copy, the base stays as it is.
+
+mod support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use support::*;
+
+/// Mounts an image, writes to it and takes a copy while it is mounted. `None` where mounting is not allowed.
+fn cut_off(bench: &Bench, image: &Path) -> Option<PathBuf> {
+    let folder = bench.path("mounted");
+    fs::create_dir(&folder).expect("made");
+    let mounted =
+        Command::new("mount").args(["-o", "loop"]).arg(image).arg(&folder).output().expect("mount runs");
+    if !mounted.status.success() {
+        eprintln!("not run: mounting needs root and a loop device: {}", said(&mounted).trim());
+        return None;
+    }
+    for index in 0..50 {
+        fs::write(folder.join(format!("written-{index}")), format!("by the kernel {index}"))
+            .expect("written");
+    }
+    fs::remove_file(folder.join("etc/os-release")).expect("removed");
+    let synced = Command::new("sync").arg("-f").arg(&folder).status().expect("sync runs");
+    let copy = bench.path("cut.ext4");
+    fs::copy(image, &copy).expect("copied");
+    let unmounted = Command::new("umount").arg(&folder).status().expect("umount runs");
+    assert!(synced.success() && unmounted.success());
+    Some(copy)
+}
+
+#[test]
+fn a_journal_is_replayed_before_anything_is_written() {
+    let bench = Bench::new();
+    let image = bench.foreign_image("base", &debian(true), &["-t", "ext4"]);
+    let Some(dirty) = cut_off(&bench, &image) else { return };
+    let before = fs::read(&dirty).expect("read");
+    assert!(rootfs::ext4::Image::open(&dirty).expect("opens").superblock.needs_recovery());
+    let verified = bench.rootfs().arg("verify").arg(&dirty).output().expect("runs");
+    assert!(said(&verified).contains("its journal has to be replayed"), "{}", said(&verified));
+    let out = bench.inject(&dirty, "out.ext4", &[]);
+    assert_clean(&out);
+    assert!(fs::read(&dirty).expect("read") == before, "the base is as it was");
+    let opened = rootfs::ext4::Image::open(&out).expect("opens");
+    for index in 0..50 {
+        let found =
+            opened.locate(format!("/written-{index}").as_bytes()).expect("the kernel's file is there");
+        assert_eq!(
+            opened.contents(&found.inode).expect("read"),
+            format!("by the kernel {index}").into_bytes()
+        );
+    }
+    assert!(opened.find(b"/etc/os-release").expect("looked up").is_none());
+    assert!(!opened.superblock.needs_recovery());
+}
+
+/// What the kernel reads from an image of ours is what went in: the last judge.
+#[test]
+fn the_kernel_mounts_a_built_image_and_finds_owners_devices_and_attributes() {
+    let bench = Bench::new();
+    let acl = [
+        2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 232, 3, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255,
+        16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255,
+    ];
+    let caps = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let entries = [
+        dir("./"),
+        file("./caps", "c").xattr("security.capability", &caps),
+        Entry { mode: 0o664, ..file("./acl", "x") }.xattr("system.posix_acl_access", &acl),
+        Entry { device: (259, 70_000), ..entry(b'4', "./disk", 0o660) }.owned(70_000, 6),
+    ];
+    let image = bench.image("kernel", &entries);
+    let folder = bench.path("mounted");
+    fs::create_dir(&folder).expect("made");
+    let mounted =
+        Command::new("mount").args(["-o", "loop,ro"]).arg(&image).arg(&folder).output().expect("mount runs");
+    if !mounted.status.success() {
+        eprintln!("not run: mounting needs root and a loop device: {}", said(&mounted).trim());
+        return;
+    }
+    let source = rootfs::source::scan(&folder, None);
+    assert!(Command::new("umount").arg(&folder).status().expect("umount runs").success());
+    let contents = source.expect("scanned").contents;
+    let value = |path: &[u8], name: &[u8]| contents[path].xattrs.get(name).cloned().unwrap_or_default();
+    assert_eq!(value(b"/caps", b"security.capability"), caps);
+    assert_eq!(value(b"/acl", b"system.posix_acl_access"), acl);
+    assert_eq!(
+        (contents[b"/disk".as_slice()].uid, contents[b"/disk".as_slice()].device),
+        (70_000, Some((259, 70_000)))
+    );
+}
