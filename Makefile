@@ -16,12 +16,15 @@ STAND_IN := $(TARGET_DIR)/$(MUSL)/host/envd-stand-in
 OUT ?= rootfs.ext4
 
 # Read by the programs themselves; exported so that values with spaces arrive whole.
-export BASE ENVD OUT SIZE INIT ARCH ACCEPT_LOST_UNITS VM_KERNEL VM_ACCEL ONLY SEED COUNT ENVD_REPO ENVD_REV
+export BASE ENVD OUT SIZE INIT ARCH CONFIG SERVICES ACCEPT_LOST_UNITS VM_KERNEL VM_ACCEL ONLY SEED COUNT ENVD_REPO ENVD_REV
 
-.PHONY: help setup build guest host stand-in rootfs payload dist demo run test bench chaos fuzz lint clean
+# arm64 is linked by the linker that comes with Rust: no cross toolchain is needed.
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER ?= rust-lld
+
+.PHONY: help setup build guest host stand-in rootfs payload arm64 dist demo run test bench chaos units fuzz lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what all targets need (Debian packages, musl target, kernel, vhost-device-vsock, SDK)
 	@scripts/setup build images vm sdk lint
@@ -45,7 +48,10 @@ rootfs: guest host $(if $(ENVD),,stand-in) ## bake rootfs.ext4 [BASE=dir|tar|ext
 	@$(HOST_BIN)/rootfs bake --guest "$(GUEST_BIN)" $(if $(ENVD),,--stand-in "$(STAND_IN)")
 
 payload: guest host ## make the tar to ADD in a template's Dockerfile
-	@$(HOST_BIN)/rootfs payload --guest "$(GUEST_BIN)" --out "$(TARGET_DIR)/payload.tar"
+	@$(HOST_BIN)/rootfs payload --guest "$(GUEST_BIN)" --arch "$(ARCH)" --out "$(TARGET_DIR)/payload.tar"
+
+arm64: ## bake an arm64 image and boot it under emulation to a healthy stand-in (slow)
+	@scripts/arm64-check
 
 dist: ## make a release: binaries, payload and checksums for both architectures
 	@scripts/dist
@@ -62,6 +68,7 @@ run: build stand-in ## boot the image with its console on this terminal [ENVD=pa
 
 test: build stand-in ## run all tests, on real VMs too; ends with `N passed, N failed`
 	@scripts/setup images vm sdk
+	@cargo test --profile host --workspace --no-run --quiet
 	@scripts/as-root scripts/test
 
 bench: build stand-in ## measure speed and memory beside peers [ONLY=boot|memory|idle|relay|bridge|supervise|images]
@@ -73,6 +80,10 @@ chaos: build stand-in ## break things on purpose and count what is lost [ONLY=na
 	@scripts/setup images vm
 	@cargo build --profile host -p tests --bins
 	@scripts/as-root $(HOST_BIN)/chaos
+
+units: build stand-in ## boot Debian's nginx, postgresql, redis, sshd, chrony, cron under our PID 1 [ENVD=path] [VM_KERNEL=path]
+	@scripts/setup images vm
+	@scripts/as-root cargo test --profile host -p tests --test units_vm -- --ignored
 
 fuzz: ## drive every parser with hostile input [ONLY=name] [COUNT=n]
 	@scripts/setup build
