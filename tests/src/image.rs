@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
@@ -12,6 +12,9 @@ use sha2::{Digest, Sha256};
 
 use crate::net::run;
 use crate::paths;
+
+/// How long an image is kept that nobody boots.
+const UNUSED: Duration = Duration::from_hours(6);
 
 /// The envd in an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,12 +82,20 @@ pub struct Bake {
     base: Option<PathBuf>,
     envd: Envd,
     size_mb: Option<u32>,
+    accept_lost_units: bool,
     changes: Vec<Change>,
 }
 
 impl Bake {
     fn new(mode: &'static str) -> Self {
-        Self { mode, base: None, envd: Envd::StandIn, size_mb: None, changes: Vec::new() }
+        Self {
+            mode,
+            base: None,
+            envd: Envd::StandIn,
+            size_mb: None,
+            accept_lost_units: false,
+            changes: Vec::new(),
+        }
     }
 
     /// Another base than the default one: a tar, a folder or an ext4 image.
@@ -110,6 +121,13 @@ impl Bake {
     #[must_use]
     pub fn size_mb(mut self, size: u32) -> Self {
         self.size_mb = Some(size);
+        self
+    }
+
+    /// Goes on although units of the base will no longer start.
+    #[must_use]
+    pub fn accept_lost_units(mut self) -> Self {
+        self.accept_lost_units = true;
         self
     }
 
@@ -193,6 +211,9 @@ impl Bake {
             .arg("--out")
             .arg(out);
         command.args(["--init", self.mode]);
+        if self.accept_lost_units {
+            command.arg("--accept-lost-units");
+        }
         if let Some(envd) = envd {
             command.arg("--envd").arg(envd);
         }
@@ -238,14 +259,26 @@ fn made_once(out: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         .map_err(|(_, error)| error)
         .with_context(|| format!("locking {}", out.display()))?;
     if out.exists() {
-        return Ok(());
+        return Ok(fs::File::options().write(true).open(out)?.set_modified(SystemTime::now())?);
     }
+    forget_old(out);
     let part = out.with_extension(format!("part-{}.ext4", std::process::id()));
     let result = make(&part).and_then(|()| Ok(fs::rename(&part, out)?));
     if result.is_err() {
         let _ = fs::remove_file(&part);
     }
     result
+}
+
+/// Each build of the guest makes new images; those that nobody used for long go.
+fn forget_old(out: &Path) {
+    let entries = out.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    for entry in entries {
+        let modified = entry.metadata().and_then(|meta| meta.modified());
+        if modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > UNUSED)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// A copy that shares blocks where it can and keeps holes.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::thread;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{Shutdown, shutdown};
 
 /// The guest's address, the same in every sandbox.
 pub const GUEST: &str = "169.254.0.21";
@@ -24,13 +26,14 @@ const TAP_MAC: &str = "02:FC:00:00:00:06";
 #[derive(Debug)]
 pub struct NetNs {
     name: String,
+    metadata: Option<TcpListener>,
 }
 
 impl NetNs {
     /// An empty namespace in which loopback is up.
     pub fn new(name: &str) -> Result<Self> {
         run("ip", &["netns", "add", name])?;
-        let ns = Self { name: name.to_owned() };
+        let ns = Self { name: name.to_owned(), metadata: None };
         ns.ip(&["link", "set", "lo", "up"])?;
         Ok(ns)
     }
@@ -89,12 +92,13 @@ impl NetNs {
         })
     }
 
-    /// Serves the little of the metadata service that envd asks for, until the process ends.
-    pub fn serve_metadata(&self) -> Result<()> {
+    /// Serves the little of the metadata service that envd asks for, as long as the namespace lives.
+    pub fn serve_metadata(&mut self) -> Result<()> {
         let listener =
             self.enter(|| Ok(TcpListener::bind((METADATA, 80))?)).context("binding the metadata service")?;
+        self.metadata = Some(listener.try_clone()?);
         thread::Builder::new().name("metadata".into()).spawn(move || {
-            for stream in listener.incoming().flatten() {
+            while let Ok((stream, _)) = listener.accept() {
                 let _ = answer_metadata(&stream);
             }
         })?;
@@ -104,6 +108,10 @@ impl NetNs {
 
 impl Drop for NetNs {
     fn drop(&mut self) {
+        // Ends the thread that accepts; its socket would keep the namespace alive without its name.
+        if let Some(listener) = &self.metadata {
+            let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
+        }
         let _ = run("ip", &["netns", "del", &self.name]);
     }
 }

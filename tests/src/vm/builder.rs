@@ -147,7 +147,7 @@ impl Builder {
         let name = sweep::unique_name();
         let files = Files::new(sweep::folder(&name))?;
         let disk = self.disk(&files)?;
-        let netns = NetNs::with_tap(&name)?;
+        let mut netns = NetNs::with_tap(&name)?;
         netns.serve_metadata()?;
         let vsock = self.vsock.then(|| start_vsock(&files)).transpose()?;
         let console = Console::listen(&files.at("console.sock"), &files.at("console.log"))?;

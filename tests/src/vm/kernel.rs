@@ -104,7 +104,11 @@ fn probe() -> bool {
     if let Some(answer) = known.strip_prefix(boot.trim()) {
         return answer.trim() == "works";
     }
-    let works = boots_under_kvm(&paths::root().join("target/tools/kernel/vmlinuz"));
+    let kernel = paths::root().join("target/tools/kernel/vmlinuz");
+    if !kernel.exists() {
+        return false;
+    }
+    let works = boots_under_kvm(&kernel);
     let _ = fs::write(memo, format!("{} {}\n", boot.trim(), if works { "works" } else { "hangs" }));
     works
 }
