@@ -50,6 +50,7 @@
 //! Nothing here is shared with the programs under test but the wire format of envd's API: what judges them does not
 //! inherit their errors.
 
+pub mod bridge;
 pub mod cell;
 pub mod envd;
 pub mod http;

@@ -13,13 +13,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use tests::net::NetNs;
-use tests::wait;
+use crate::net::NetNs;
+use crate::wait;
 
 /// A folder that goes when it is dropped.
-pub(crate) struct Dir(PathBuf);
+pub struct Dir(PathBuf);
 
-pub(crate) fn dir() -> Dir {
+pub fn dir() -> Dir {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("bridge-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let path = std::env::temp_dir().join(name);
@@ -28,7 +28,7 @@ pub(crate) fn dir() -> Dir {
 }
 
 impl Dir {
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -41,7 +41,7 @@ impl Drop for Dir {
 
 /// How an envd treats connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Behaviour {
+pub enum Behaviour {
     Serve,
     /// Takes the connection and resets it; connections that are open are reset at their next request.
     Reset,
@@ -57,14 +57,14 @@ struct State {
     closed: AtomicBool,
 }
 
-pub(crate) struct Envd {
+pub struct Envd {
     state: Arc<State>,
     port: u16,
 }
 
 impl Envd {
     /// On a port of its own on loopback.
-    pub(crate) fn new(tag: &'static str) -> Self {
+    pub fn new(tag: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let envd = Self { state: state(tag), port };
@@ -72,22 +72,22 @@ impl Envd {
         envd
     }
 
-    pub(crate) fn in_namespace(ns: &NetNs, tag: &'static str) -> Self {
+    pub fn in_namespace(ns: &NetNs, tag: &'static str) -> Self {
         let envd = Self { state: state(tag), port: 49983 };
         envd.reopen(ns);
         envd
     }
 
-    pub(crate) fn route(&self) -> String {
+    pub fn route(&self) -> String {
         format!("tcp:127.0.0.1:{}", self.port)
     }
 
-    pub(crate) fn behave(&self, behaviour: Behaviour) {
+    pub fn behave(&self, behaviour: Behaviour) {
         *self.state.behaviour.lock().unwrap() = behaviour;
     }
 
     /// As a dead process: the port refuses, open connections are gone.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.state.closed.store(true, Ordering::SeqCst);
         for stream in self.state.open.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
@@ -96,12 +96,12 @@ impl Envd {
         thread::sleep(Duration::from_millis(5));
     }
 
-    pub(crate) fn reopen(&self, ns: &NetNs) {
+    pub fn reopen(&self, ns: &NetNs) {
         let listener = ns.enter(|| Ok(TcpListener::bind("169.254.0.21:49983")?)).unwrap();
         self.listen(listener);
     }
 
-    pub(crate) fn reopen_here(&self) {
+    pub fn reopen_here(&self) {
         let bind = || Ok(TcpListener::bind(("127.0.0.1", self.port)).ok());
         self.listen(wait::until("the old port", wait::BOUND, bind).unwrap());
     }
@@ -121,7 +121,7 @@ impl Envd {
     }
 
     /// How many requests for `path` arrived.
-    pub(crate) fn count(&self, path: &str) -> usize {
+    pub fn count(&self, path: &str) -> usize {
         self.state.counts.lock().unwrap().get(path).copied().unwrap_or_default()
     }
 }
@@ -213,7 +213,7 @@ fn answer(stream: &mut impl Write, path: &str, tag: &str) -> io::Result<bool> {
 
 /// A VMM's socket with an envd behind it. As Firecracker: CONNECT in one piece or a bare close, a random port in OK, and a
 /// half-close broken both ways.
-pub(crate) struct Vmm {
+pub struct Vmm {
     path: PathBuf,
     refuse: Arc<AtomicUsize>,
     malformed: Arc<AtomicUsize>,
@@ -221,13 +221,13 @@ pub(crate) struct Vmm {
 }
 
 impl Vmm {
-    pub(crate) fn new(tag: &'static str) -> Self {
+    pub fn new(tag: &'static str) -> Self {
         let dir = dir();
         let path = dir.path().to_owned();
         Self { _dir: dir, ..Self::at(&path, tag) }
     }
 
-    pub(crate) fn at(folder: &Path, tag: &'static str) -> Self {
+    pub fn at(folder: &Path, tag: &'static str) -> Self {
         // Bound under a short name: the path may be longer than an address.
         let here = dir();
         let short = here.path().join("v");
@@ -250,15 +250,15 @@ impl Vmm {
         vmm
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(crate) fn refuse_next(&self, count: usize) {
+    pub fn refuse_next(&self, count: usize) {
         self.refuse.store(count, Ordering::SeqCst);
     }
 
-    pub(crate) fn malformed(&self) -> usize {
+    pub fn malformed(&self) -> usize {
         self.malformed.load(Ordering::SeqCst)
     }
 }
@@ -311,7 +311,7 @@ impl Write for Firecracker {
 }
 
 /// The bridge under test; ended when dropped.
-pub(crate) struct Bridge {
+pub struct Bridge {
     process: Mutex<Child>,
     port: u16,
     metrics: PathBuf,
@@ -320,7 +320,7 @@ pub(crate) struct Bridge {
 
 impl Bridge {
     /// On a free port of loopback; returns when it listens.
-    pub(crate) fn start(routes: &[String], more: &[&str]) -> Self {
+    pub fn start(routes: &[String], more: &[&str]) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let listen = format!("tcp:127.0.0.1:{port}");
         let mut args = vec!["--listen", &listen];
@@ -333,11 +333,11 @@ impl Bridge {
         bridge
     }
 
-    pub(crate) fn start_with(args: &[&str]) -> Self {
+    pub fn start_with(args: &[&str]) -> Self {
         let dir = dir();
         let metrics = dir.path().join("metrics.sock");
         let log = File::create(dir.path().join("log")).unwrap();
-        let process = Command::new(tests::paths::host_bin("envdctl").unwrap())
+        let process = Command::new(crate::paths::host_bin("envdctl").unwrap())
             .arg("bridge")
             .args(args)
             .args(["--metrics", &format!("unix:{}", metrics.display())])
@@ -348,19 +348,19 @@ impl Bridge {
         Self { process: Mutex::new(process), port: 0, metrics, dir }
     }
 
-    pub(crate) fn address(&self) -> String {
+    pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
-    pub(crate) fn exit_code(&self) -> i32 {
+    pub fn exit_code(&self) -> i32 {
         self.process.lock().unwrap().wait().unwrap().code().unwrap_or(-1)
     }
 
-    pub(crate) fn metrics(&self) -> String {
+    pub fn metrics(&self) -> String {
         let mut stream = UnixStream::connect(&self.metrics).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
         let mut page = String::new();
@@ -381,14 +381,14 @@ impl Drop for Bridge {
 }
 
 /// One request over a new connection.
-pub(crate) fn get(address: &str, path: &str) -> io::Result<String> {
+pub fn get(address: &str, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     request(&mut stream, path)
 }
 
 /// One request over a connection that stays open; gives the answer's body.
-pub(crate) fn request(stream: &mut (impl Read + Write), path: &str) -> io::Result<String> {
+pub fn request(stream: &mut (impl Read + Write), path: &str) -> io::Result<String> {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let mut head = Vec::new();
     let mut byte = [0; 1];

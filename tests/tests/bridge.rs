@@ -2,14 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-mod fake;
-
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use fake::{Behaviour, Bridge, Envd, Vmm, get, request};
-use tests::net::NetNs;
+use tests::bridge::fake::{self, Bridge, Envd, Vmm, get, request};
+use tests::bridge::{Bed, Fault};
 use tests::wait;
 
 /// Far more than any of this takes; what is broken does not end at all.
@@ -19,53 +17,23 @@ fn until(what: &str, look: impl Fn() -> bool) {
     wait::until(what, BOUND, || Ok(look().then_some(()))).unwrap();
 }
 
-/// A namespace with envd's address in it, an envd there, and another one behind a VMM's socket.
-struct Bed {
-    ns: NetNs,
-    tcp: Envd,
-    _vmm: Vmm,
-    bridge: Bridge,
-}
-
-impl Bed {
-    fn new(name: &str) -> Self {
-        tests::require_root().unwrap();
-        let ns = NetNs::new(&format!("{name}-{}", std::process::id())).unwrap();
-        ns.ip(&["addr", "add", "169.254.0.21/32", "dev", "lo"]).unwrap();
-        let tcp = Envd::in_namespace(&ns, "tcp");
-        let vmm = Vmm::new("vsock");
-        let routes = [
-            format!("netns:{}/tcp:169.254.0.21:49983", ns.name()),
-            format!("firecracker:{}:49983", vmm.path().display()),
-        ];
-        let bridge = Bridge::start(&routes, &["--return-after", "1"]);
-        Self { ns, tcp, _vmm: vmm, bridge }
-    }
-
-    /// Asks until somebody answers: a request that was on its way when a route broke may be lost, the next is not.
-    fn served_by(&self, tag: &str) -> Duration {
-        let begun = Instant::now();
-        until(tag, || get(&self.bridge.address(), "/tag").is_ok_and(|answer| answer == tag));
-        begun.elapsed()
-    }
-}
-
-fn changes_over(name: &str, break_it: impl Fn(&Bed), heal_it: impl Fn(&Bed)) {
-    let bed = Bed::new(name);
+fn changes_over(fault: Fault) {
+    let bed = Bed::new(&format!("br{}", fault.name())).unwrap();
+    let served_by = |tag: &str| bed.served_by(tag).unwrap();
     assert_eq!(get(&bed.bridge.address(), "/tag").unwrap(), "tcp");
     let mut pooled = TcpStream::connect(bed.bridge.address()).unwrap();
     assert_eq!(request(&mut pooled, "/tag").unwrap(), "tcp");
-    break_it(&bed);
-    let elapsed = bed.served_by("vsock");
-    println!("{name}: served over the other route after {} ms", elapsed.as_millis());
+    bed.break_by(fault).unwrap();
+    let elapsed = served_by("vsock");
+    println!("{}: served over the other route after {} ms", fault.name(), elapsed.as_millis());
     // A pool finds out that its connection is no good: it has been closed.
     pooled.set_read_timeout(Some(BOUND)).unwrap();
     assert!(matches!(pooled.read(&mut [0; 1]), Ok(0) | Err(_)) && pooled.take_error().unwrap().is_none());
     // A stream over the route that is well outlives the return to the other.
     let mut stream = TcpStream::connect(bed.bridge.address()).unwrap();
     assert_eq!(request(&mut stream, "/tag").unwrap(), "vsock");
-    heal_it(&bed);
-    bed.served_by("tcp");
+    bed.heal(fault).unwrap();
+    served_by("tcp");
     assert_eq!(request(&mut stream, "/tag").unwrap(), "vsock");
     let log = bed.bridge.log();
     assert_eq!(log.lines().filter(|line| line.contains(" -> ")).count(), 2, "one line a change:\n{log}");
@@ -73,27 +41,22 @@ fn changes_over(name: &str, break_it: impl Fn(&Bed), heal_it: impl Fn(&Bed)) {
 
 #[test]
 fn a_route_whose_port_is_closed_is_left_and_taken_back() {
-    changes_over("brclosed", |bed| bed.tcp.close(), |bed| bed.tcp.reopen(&bed.ns));
+    changes_over(Fault::Closed);
 }
 
 #[test]
 fn a_route_that_drops_packets_is_left_and_taken_back() {
-    let rule = ["INPUT", "-p", "tcp", "--dport", "49983", "-j", "DROP"];
-    changes_over(
-        "brdrop",
-        |bed| drop(bed.ns.run("iptables", &[&["-A"], &rule[..]].concat()).unwrap()),
-        |bed| drop(bed.ns.run("iptables", &[&["-D"], &rule[..]].concat()).unwrap()),
-    );
+    changes_over(Fault::Dropped);
 }
 
 #[test]
 fn a_route_that_connects_and_resets_is_left_and_taken_back() {
-    changes_over("brreset", |bed| bed.tcp.behave(Behaviour::Reset), |bed| bed.tcp.behave(Behaviour::Serve));
+    changes_over(Fault::Reset);
 }
 
 #[test]
 fn a_route_that_accepts_and_hangs_is_left_and_taken_back() {
-    changes_over("brhang", |bed| bed.tcp.behave(Behaviour::Hang), |bed| bed.tcp.behave(Behaviour::Serve));
+    changes_over(Fault::Hung);
 }
 
 #[test]
