@@ -16,6 +16,7 @@ mod choose;
 mod cleanup;
 mod death;
 mod drain;
+mod evidence;
 mod keep;
 mod last;
 mod probe;

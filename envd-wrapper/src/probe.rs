@@ -3,7 +3,6 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use guest::supervise::ProbeFailure;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, connect, getsockopt, send, socket, sockopt,
@@ -22,7 +21,22 @@ pub(crate) enum Outcome {
     /// It has just been accepted; the answer is to come.
     Accepted,
     Healthy,
-    Failed(ProbeFailure),
+    Failed(Failure),
+}
+
+/// Why a probe has no good answer. [`crate::evidence`] tells what that proves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// We could not even begin: no descriptor, no memory, no port of our own.
+    NoSocket(Errno),
+    /// No connection came about.
+    NoWay(Errno),
+    /// Connected, and the request was not acknowledged by the kernel at the other end.
+    Lost,
+    /// Connected and asked; nothing came back.
+    Silence,
+    /// It said something else.
+    Answer(String),
 }
 
 /// A probe under way.
@@ -35,13 +49,16 @@ pub(crate) struct Probe {
 
 impl Probe {
     /// Begins to connect. An error is the outcome of the probe.
-    pub(crate) fn begin(port: u16) -> Result<Self, ProbeFailure> {
+    pub(crate) fn begin(port: u16) -> Result<Self, Failure> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None).map_err(failure)?;
+        let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None).map_err(Failure::NoSocket)?;
         let address = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
         match connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &address) {
             Ok(()) | Err(Errno::EINPROGRESS) => Ok(Self { socket, asked: false, answer: Vec::new() }),
-            Err(errno) => Err(failure(errno)),
+            Err(errno @ (Errno::EADDRNOTAVAIL | Errno::ENOBUFS | Errno::ENOMEM)) => {
+                Err(Failure::NoSocket(errno))
+            }
+            Err(errno) => Err(Failure::NoWay(errno)),
         }
     }
 
@@ -59,11 +76,20 @@ impl Probe {
         if self.asked { self.read() } else { self.ask() }
     }
 
+    /// It has taken too long: how far it got.
+    pub(crate) fn give_up(self) -> Failure {
+        match self.asked {
+            false => Failure::NoWay(Errno::ETIMEDOUT),
+            true if guest::sys::unacknowledged(&self.socket) > 0 => Failure::Lost,
+            true => Failure::Silence,
+        }
+    }
+
     fn ask(&mut self) -> Outcome {
         match getsockopt(&self.socket, sockopt::SocketError) {
             Ok(0) => {}
-            Ok(errno) => return Outcome::Failed(failure(Errno::from_raw(errno))),
-            Err(errno) => return Outcome::Failed(failure(errno)),
+            Ok(errno) => return Outcome::Failed(Failure::NoWay(Errno::from_raw(errno))),
+            Err(errno) => return Outcome::Failed(Failure::NoWay(errno)),
         }
         match send(std::os::fd::AsRawFd::as_raw_fd(&self.socket), REQUEST, MsgFlags::MSG_NOSIGNAL) {
             Ok(_) => {
@@ -71,7 +97,7 @@ impl Probe {
                 Outcome::Accepted
             }
             Err(Errno::EAGAIN | Errno::ENOTCONN | Errno::EINTR) => Outcome::Waiting,
-            Err(errno) => Outcome::Failed(failure(errno)),
+            Err(errno) => Outcome::Failed(closed(errno)),
         }
     }
 
@@ -79,12 +105,12 @@ impl Probe {
         let mut chunk = [0; 256];
         match guest::reactor::read_ready(&self.socket, &mut chunk) {
             Ok(None) => Outcome::Waiting,
-            Ok(Some(0)) => Outcome::Failed(ProbeFailure::WrongAnswer("nothing".to_owned())),
+            Ok(Some(0)) => Outcome::Failed(Failure::Answer("nothing".to_owned())),
             Ok(Some(count)) => {
                 self.answer.extend_from_slice(&chunk[..count]);
                 self.judge()
             }
-            Err(errno) => Outcome::Failed(failure(errno)),
+            Err(errno) => Outcome::Failed(closed(errno)),
         }
     }
 
@@ -92,17 +118,14 @@ impl Probe {
         let Some(line) = self.answer.get(..STATUS_LINE) else { return Outcome::Waiting };
         match line.ends_with(HEALTHY) && line.starts_with(b"HTTP/1.") {
             true => Outcome::Healthy,
-            false => Outcome::Failed(ProbeFailure::WrongAnswer(guest::record::sanitize(line))),
+            false => Outcome::Failed(Failure::Answer(guest::record::sanitize(line))),
         }
     }
 }
 
-fn failure(errno: Errno) -> ProbeFailure {
-    match errno {
-        Errno::ECONNREFUSED => ProbeFailure::Refused,
-        Errno::ETIMEDOUT => ProbeFailure::TimedOut,
-        other => ProbeFailure::WrongAnswer(other.desc().to_lowercase()),
-    }
+/// A connection that ended before the answer.
+fn closed(errno: Errno) -> Failure {
+    Failure::Answer(format!("nothing ({})", errno.desc().to_lowercase()))
 }
 
 #[cfg(test)]
@@ -143,9 +166,9 @@ mod tests {
     #[test]
     fn only_204_is_healthy() {
         assert_eq!(probe("HTTP/1.1 204 No Content\r\n\r\n"), Outcome::Healthy);
-        let wrong = Outcome::Failed(ProbeFailure::WrongAnswer("HTTP/1.1 500".to_owned()));
+        let wrong = Outcome::Failed(Failure::Answer("HTTP/1.1 500".to_owned()));
         assert_eq!(probe("HTTP/1.1 500 Oops\r\n\r\n"), wrong);
-        assert_eq!(probe(""), Outcome::Failed(ProbeFailure::WrongAnswer("nothing".to_owned())));
+        assert_eq!(probe(""), Outcome::Failed(Failure::Answer("nothing".to_owned())));
     }
 
     #[test]
@@ -158,6 +181,14 @@ mod tests {
                 other => panic!("{other:?}"),
             },
         };
-        assert_eq!(failed, ProbeFailure::Refused);
+        assert_eq!(failed, Failure::NoWay(Errno::ECONNREFUSED));
+    }
+
+    #[test]
+    fn one_that_accepts_and_says_nothing_is_silent_and_not_lost() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut probe = Probe::begin(listener.local_addr().unwrap().port()).unwrap();
+        assert_eq!(probe.advance(), Outcome::Accepted);
+        assert_eq!(probe.give_up(), Failure::Silence);
     }
 }

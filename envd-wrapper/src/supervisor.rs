@@ -7,6 +7,7 @@ use guest::reactor::{Event as Wake, Interest, Reactor, ReactorError, Token};
 use guest::spawn::{self, Spawned};
 use guest::supervise::{Action, Event, Liveness, Machine, Policy, ProbeFailure, Readiness, State};
 use guest::sys::Reaped;
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tracing::{error, info, warn};
@@ -19,9 +20,10 @@ use crate::choose;
 use crate::cleanup::{self, Home, Leftovers};
 use crate::death::{self, Before, Life};
 use crate::drain::{Flow, Stream};
+use crate::evidence;
 use crate::keep::{self, Keep, Order};
 use crate::last::LastLines;
-use crate::probe::{Outcome, Probe};
+use crate::probe::{Failure, Outcome, Probe};
 use crate::report::Reporter;
 use crate::world;
 
@@ -29,6 +31,8 @@ use crate::world;
 const DUMP_BOUND: Duration = Duration::from_secs(2);
 /// An answer that takes longer than this is worth a line.
 const SLOW: Duration = Duration::from_secs(1);
+/// A process of this age that does not listen yet is no news.
+const YOUNG: Duration = Duration::from_secs(1);
 /// A liveness check may take this long, but not longer than half of the pause between two, and at least a second.
 const LONGEST_CHECK: Duration = Duration::from_secs(15);
 /// Shared by both streams.
@@ -66,6 +70,8 @@ pub(crate) struct Supervisor {
     probe: Option<Probe>,
     probe_begun: Moment,
     slow: bool,
+    /// The last probe of a healthy envd proved nothing.
+    blind: bool,
     home: Home,
     /// A death that is told once the next envd is on its way.
     untold: Option<(ExitReport, Leftovers)>,
@@ -93,6 +99,7 @@ impl Supervisor {
             probe: None,
             probe_begun: Moment::ZERO,
             slow: false,
+            blind: false,
             home: Home::find(settings.cgroup.as_deref()),
             untold: None,
             status: unborn(),
@@ -241,6 +248,7 @@ impl Supervisor {
             Action::Signal(signal) => self.signal(signal),
             Action::Probe => return self.begin_probe(),
             Action::AbandonProbe => self.probe = None,
+            Action::JudgeProbe => return self.probe.take().map(|probe| self.judge(probe.give_up())),
             Action::Became(state, why) => self.became(state, why.as_deref(), now),
         }
         None
@@ -291,6 +299,7 @@ impl Supervisor {
         child.stderr.iter().for_each(|stream| watch(stream.descriptor(), STDERR));
         self.status.pid = Some(spawned.pid.as_raw());
         self.child = Some(child);
+        (self.slow, self.blind) = (false, false);
     }
 
     fn read_steps(&mut self) {
@@ -404,17 +413,16 @@ impl Supervisor {
         self.probe_begun = clock::now();
         let mut probe = match Probe::begin(self.settings.port) {
             Ok(probe) => probe,
-            Err(failure) => return Some(Event::ProbeFailed(failure)),
+            Err(failure) => return Some(self.judge(failure)),
         };
         // On loopback the handshake is over by now, and asking at once saves a wake-up.
         let outcome = probe.advance();
         if let Outcome::Failed(failure) = outcome {
-            return Some(Event::ProbeFailed(failure));
+            return Some(self.judge(failure));
         }
         let interest = if probe.is_connecting() { Interest::Write } else { Interest::Read };
         if let Err(error) = self.reactor.add(probe.descriptor(), PROBE, interest) {
-            warn!("{error}");
-            return Some(Event::ProbeFailed(ProbeFailure::TimedOut));
+            return Some(Event::Inconclusive(error.to_string()));
         }
         self.probe = Some(probe);
         (outcome == Outcome::Accepted).then_some(Event::Listening)
@@ -431,12 +439,38 @@ impl Supervisor {
             Outcome::Healthy => {
                 self.probe = None;
                 self.tell_slowness();
+                self.tell_sight(None);
                 self.feed(Event::Ready);
             }
             Outcome::Failed(failure) => {
                 self.probe = None;
-                self.feed(Event::ProbeFailed(failure));
+                let event = self.judge(failure);
+                self.feed(event);
             }
+        }
+    }
+
+    /// What a failed probe proves. In the first moments of a start a refusal is the rule, and is taken as it is.
+    fn judge(&mut self, failure: Failure) -> Event {
+        let serving = matches!(self.machine.state(), State::Healthy | State::Unhealthy);
+        let young = clock::now().saturating_sub(self.machine.started()) < YOUNG;
+        if !serving && young && failure == Failure::NoWay(Errno::ECONNREFUSED) {
+            return Event::ProbeFailed(ProbeFailure::Refused);
+        }
+        let event = evidence::weigh(failure, || evidence::look_up(self.settings.port));
+        if serving {
+            let why = if let Event::Inconclusive(why) = &event { Some(why.as_str()) } else { None };
+            self.tell_sight(why);
+        }
+        event
+    }
+
+    /// Said when envd can no longer be checked, and when it can be again; nobody is ended for that.
+    fn tell_sight(&mut self, blind: Option<&str>) {
+        match (std::mem::replace(&mut self.blind, blind.is_some()), blind) {
+            (false, Some(why)) => warn!("envd cannot be checked: {why}; it is left alone"),
+            (true, None) => info!("envd can be checked again"),
+            _ => {}
         }
     }
 
@@ -460,7 +494,7 @@ impl Supervisor {
         let nanos = now.as_nanos() as u64;
         match state {
             State::Listening => self.status.listening_ns = Some(nanos),
-            State::Healthy => self.healthy(nanos),
+            State::Healthy => self.healthy(nanos, why),
             State::Unhealthy => warn!("envd is unhealthy: {}", why.unwrap_or_default()),
             State::Stopping if !self.stopping => warn!("ending envd: {}", why.unwrap_or_default()),
             State::Backoff => info!("envd: {}", why.unwrap_or_default()),
@@ -469,8 +503,11 @@ impl Supervisor {
         self.reporter.changed(&self.status);
     }
 
-    fn healthy(&mut self, nanos: u64) {
-        if self.status.healthy_ns.replace(nanos).is_some() {
+    fn healthy(&mut self, nanos: u64, unproven: Option<&str>) {
+        let before = self.status.healthy_ns.replace(nanos);
+        if unproven.is_some() {
+            self.tell_sight(unproven);
+        } else if before.is_some() {
             info!("envd is healthy again");
         } else {
             let exec = self.status.exec_ns.unwrap_or(nanos);

@@ -114,6 +114,15 @@ pub fn borrow<T>(descriptor: i32, owner: &T) -> std::os::fd::BorrowedFd<'_> {
     unsafe { std::os::fd::BorrowedFd::borrow_raw(descriptor) }
 }
 
+/// Bytes that were sent on a TCP socket and that the other end's kernel has not acknowledged; 0 where that cannot be told.
+pub fn unacknowledged(socket: &impl std::os::fd::AsFd) -> usize {
+    use std::os::fd::AsRawFd;
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is borrowed and open, and SIOCOUTQ writes one int, to which the pointer leads.
+    let outcome = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if outcome == 0 { bytes.max(0) as usize } else { 0 }
+}
+
 /// Writes to a descriptor by its number: for the child of a fork, which owns its whole table.
 pub fn write_raw(descriptor: i32, bytes: &[u8]) -> Result<usize, Errno> {
     // SAFETY: the pointer and length are those of a live slice.

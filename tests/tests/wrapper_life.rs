@@ -92,6 +92,62 @@ fn one_that_was_stopped_for_good_is_ended_too() {
     cell.wait_nth("envd is healthy", 2).unwrap();
 }
 
+/// Rules of the sandbox's user: dropped or refused, from the start on or later, they are not envd's fault.
+#[test]
+fn a_packet_filter_on_loopback_ends_no_healthy_envd() {
+    for rule in ["DROP", "REJECT --reject-with tcp-reset", "REJECT --reject-with icmp-host-unreachable"] {
+        let cell = cell("", WATCHFUL);
+        cell.wait("envd is healthy").unwrap();
+        let filter = |change: &str| {
+            cell.sh(&format!("iptables {change} INPUT -i lo -p tcp --dport 49983 -j {rule}")).unwrap();
+        };
+        filter("-A");
+        cell.wait("wrapper: envd cannot be checked: it listens, but").unwrap();
+        // The window over which failures end it, twice over.
+        cell.sh("sleep 4").unwrap();
+        filter("-D");
+        cell.wait("wrapper: envd can be checked again").unwrap();
+        assert_eq!(cell.deaths().len(), 0, "{rule}: {}", cell.console());
+    }
+}
+
+#[test]
+fn an_envd_that_starts_behind_a_packet_filter_is_not_ended_for_it() {
+    let cell = cell("", &format!("{IMPATIENT}{WATCHFUL}"));
+    cell.wait("envd is healthy").unwrap();
+    cell.sh("iptables -A INPUT -i lo -j DROP; kill -KILL $(pidof envd)").unwrap();
+    cell.death(1).unwrap();
+    cell.wait("wrapper: envd cannot be checked: it listens, but").unwrap();
+    cell.sh("sleep 4; iptables -D INPUT -i lo -j DROP").unwrap();
+    cell.wait("wrapper: envd can be checked again").unwrap();
+    assert_eq!(cell.deaths().len(), 1, "{}", cell.console());
+}
+
+/// A filter is no hiding place: one that accepts nobody is seen by what waits at its port.
+#[test]
+fn one_that_hangs_behind_a_packet_filter_is_ended_all_the_same() {
+    let cell = cell("", WATCHFUL);
+    cell.wait("envd is healthy").unwrap();
+    cell.sh("kill -STOP $(pidof envd)").unwrap();
+    cell.sh(
+        "curl -s -m 1 http://127.0.0.1:49983/health; iptables -A INPUT -i lo -p tcp --dport 49983 -j DROP",
+    )
+    .unwrap();
+    let report = cell.death(1).unwrap();
+    assert!(report["reason"].as_str().unwrap().starts_with("listening but not answering"), "{report}");
+}
+
+#[test]
+fn a_loopback_that_was_taken_down_ends_no_healthy_envd() {
+    let cell = cell("", WATCHFUL);
+    cell.wait("envd is healthy").unwrap();
+    cell.sh("ip link set lo down").unwrap();
+    cell.wait("wrapper: envd cannot be checked: it listens, but").unwrap();
+    cell.sh("sleep 4; ip link set lo up").unwrap();
+    cell.wait("wrapper: envd can be checked again").unwrap();
+    assert_eq!(cell.deaths().len(), 0, "{}", cell.console());
+}
+
 #[test]
 fn a_slow_answer_is_said_and_nobody_is_ended_for_it() {
     let cell = cell("slow-health = 1.3\n", "liveness_interval_ms = 4000\nliveness_window_ms = 1\n");

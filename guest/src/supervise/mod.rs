@@ -9,7 +9,7 @@
 //! | `Starting` | spawned | `Executed` with nothing to wait for, or `Ready` → `Healthy`; `Listening` → `Listening`; `Exited` → `Backoff` or `Exited`; start bound → `Stopping` |
 //! | `Listening` | accepts connections | `Ready` → `Healthy`; `Exited`; start bound → `Stopping` |
 //! | `Healthy` | serves | a failed probe → `Unhealthy`; `Exited` |
-//! | `Unhealthy` | fails its probes | `Ready` → `Healthy`; failing long enough → `Stopping`; `Exited` |
+//! | `Unhealthy` | fails its probes | `Ready` or `Inconclusive` → `Healthy`; failing long enough → `Stopping`; `Exited` |
 //! | `Stopping` | told to end, killed at a bound | `Exited` → what was wanted afterwards |
 //! | `Backoff` | none | time → `Starting`; `Stop` → `Stopped` |
 //! | `Exited` | none | a oneshot that is done, or one that is not to be restarted: `Start` → `Starting` |
@@ -20,6 +20,12 @@
 //! * `Start` or `Restart` while `Stopping`: it is started again once it has ended; the last wish counts.
 //! * `Exited` of a process that is being ended on purpose is no failure and meets no backoff.
 //! * A probe whose answer comes after its process has ended is dropped by the driver, who is told to ([`Action::AbandonProbe`]).
+//!
+//! # A probe that proves nothing judges nobody
+//!
+//! A probe may fail for reasons that are not the process's: a packet filter that the sandbox's user set up, no descriptors
+//! left. The driver tells these apart ([`Event::Inconclusive`]). They end a run of failures, and a process that could not
+//! be asked until its start bound is taken at the word of whatever else shows that it serves.
 //!
 //! # Late timers judge nobody
 //!
@@ -189,6 +195,8 @@ pub enum Event {
     /// It serves.
     Ready,
     ProbeFailed(ProbeFailure),
+    /// The probe did not get through to it, which is not its fault; as far as anybody can tell it serves. Why.
+    Inconclusive(String),
     /// It was reaped; whether it ended well.
     Exited {
         success: bool,
@@ -201,8 +209,10 @@ pub enum Event {
 pub enum Action {
     Spawn,
     Signal(Signal),
-    /// Find out whether it serves; answer with `Listening`, `Ready` or `ProbeFailed`.
+    /// Find out whether it serves; answer with `Listening`, `Ready`, `ProbeFailed` or `Inconclusive`.
     Probe,
+    /// The probe under way takes too long: forget it, and answer with `ProbeFailed` or `Inconclusive`.
+    JudgeProbe,
     /// Forget the probe under way.
     AbandonProbe,
     /// The state has changed; why, where it was our decision.
@@ -231,6 +241,8 @@ pub struct Machine {
     healthy_since: Option<Moment>,
     failing_since: Option<Moment>,
     last_failure: Option<ProbeFailure>,
+    /// Why the last probe proved nothing, when it did not.
+    unproven: Option<String>,
     backoff_step: u32,
     starts: u64,
     timers: Timers,
@@ -270,6 +282,7 @@ impl Machine {
             healthy_since: None,
             failing_since: None,
             last_failure: None,
+            unproven: None,
             backoff_step: 0,
             starts: 0,
             timers: Timers::default(),
@@ -320,6 +333,7 @@ impl Machine {
             Event::Listening => self.listening(now, &mut actions),
             Event::Ready => self.ready(now, &mut actions),
             Event::ProbeFailed(failure) => self.probe_failed(failure, now, &mut actions),
+            Event::Inconclusive(why) => self.proves_nothing(why, now, &mut actions),
             Event::Tick => {}
         }
         self.run_timers(now, &mut actions);
@@ -383,6 +397,7 @@ impl Machine {
         self.healthy_since = None;
         self.failing_since = None;
         self.last_failure = None;
+        self.unproven = None;
         self.started = now;
         self.starts += 1;
         self.reason = None;
@@ -405,7 +420,7 @@ impl Machine {
         }
         match (self.policy.kind, self.policy.readiness) {
             (Kind::Oneshot, _) | (_, Readiness::Notify) => {}
-            (Kind::LongRunning, Readiness::None) => self.healthy(now, actions),
+            (Kind::LongRunning, Readiness::None) => self.healthy(None, now, actions),
             (Kind::LongRunning, Readiness::Probe) => self.timers.next_probe = Some(now + START_PROBE_FIRST),
         }
     }
@@ -419,33 +434,50 @@ impl Machine {
     fn ready(&mut self, now: Moment, actions: &mut Vec<Action>) {
         self.timers.probe_bound = None;
         if matches!(self.state, State::Starting | State::Listening | State::Healthy | State::Unhealthy) {
-            self.healthy(now, actions);
+            self.healthy(None, now, actions);
         }
     }
 
-    fn healthy(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    /// `unproven`: why it could not be asked, when it is taken for healthy without.
+    fn healthy(&mut self, unproven: Option<String>, now: Moment, actions: &mut Vec<Action>) {
         self.timers.start_bound = None;
         self.failing_since = None;
         self.last_failure = None;
+        self.unproven = None;
         self.healthy_since.get_or_insert(now);
         self.timers.next_probe = match self.policy.readiness {
             Readiness::Probe => self.policy.liveness.map(|liveness| now + liveness.every),
             _ => None,
         };
-        self.become_state(State::Healthy, None, now, actions);
+        self.become_state(State::Healthy, unproven, now, actions);
     }
 
     fn probe_failed(&mut self, failure: ProbeFailure, now: Moment, actions: &mut Vec<Action>) {
         self.timers.probe_bound = None;
         match self.state {
-            State::Starting | State::Listening => {
-                let share = now.saturating_sub(self.started) / START_PROBE_SHARE;
-                self.timers.next_probe = Some(now + share.clamp(START_PROBE_FIRST, START_PROBE_LONGEST));
-            }
+            State::Starting | State::Listening => self.timers.next_probe = Some(self.next_start_probe(now)),
             State::Healthy | State::Unhealthy => self.fails_liveness(&failure, now, actions),
             _ => return,
         }
         self.last_failure = Some(failure);
+        self.unproven = None;
+    }
+
+    fn proves_nothing(&mut self, why: String, now: Moment, actions: &mut Vec<Action>) {
+        self.timers.probe_bound = None;
+        match self.state {
+            State::Starting | State::Listening => {
+                self.timers.next_probe = Some(self.next_start_probe(now));
+                self.unproven = Some(why);
+            }
+            State::Healthy | State::Unhealthy => self.healthy(Some(why), now, actions),
+            _ => {}
+        }
+    }
+
+    fn next_start_probe(&self, now: Moment) -> Moment {
+        let share = now.saturating_sub(self.started) / START_PROBE_SHARE;
+        now + share.clamp(START_PROBE_FIRST, START_PROBE_LONGEST)
     }
 
     fn fails_liveness(&mut self, failure: &ProbeFailure, now: Moment, actions: &mut Vec<Action>) {
@@ -550,12 +582,13 @@ impl Machine {
             actions.push(Action::Signal(Signal::SIGKILL));
         }
         if due(&mut self.timers.probe_bound, now) {
-            actions.push(Action::AbandonProbe);
-            self.probe_failed(ProbeFailure::TimedOut, now, actions);
+            actions.push(Action::JudgeProbe);
         }
         if due(&mut self.timers.start_bound, now) {
-            let why = self.why_not_started(now);
-            self.end_hanging(why, now, actions);
+            match self.unproven.take() {
+                Some(why) => self.healthy(Some(why), now, actions),
+                None => self.end_hanging(self.why_not_started(now), now, actions),
+            }
         }
         if due(&mut self.timers.next_probe, now) {
             self.timers.probe_bound = Some(now + self.bound_of_probe());
@@ -566,7 +599,11 @@ impl Machine {
     fn bound_of_probe(&self) -> Duration {
         match (self.state, self.policy.liveness) {
             (State::Healthy | State::Unhealthy, Some(liveness)) => liveness.bound,
-            _ => self.policy.probe_bound,
+            // So that the start bound knows what the last one showed.
+            _ => self
+                .policy
+                .start_bound
+                .map_or(self.policy.probe_bound, |whole| self.policy.probe_bound.min(whole / 2)),
         }
     }
 

@@ -60,7 +60,7 @@ impl Script {
         let begin = self.now;
         for _ in 0..10_000 {
             let mut actions = self.tick();
-            if actions.contains(&Action::Probe) {
+            if actions.contains(&Action::Probe) || actions.contains(&Action::JudgeProbe) {
                 actions.extend(self.on(answer.clone()));
             }
             if actions.iter().any(&wanted) {
@@ -77,7 +77,13 @@ impl Script {
 
 const REFUSED: Event = Event::ProbeFailed(ProbeFailure::Refused);
 const SLOW: Event = Event::ProbeFailed(ProbeFailure::TimedOut);
+fn filtered() -> Event {
+    Event::Inconclusive("packets do not arrive".to_owned())
+}
+
 const FAILED: Event = Event::Exited { success: false };
+
+const ENDED_WELL: Event = Event::Exited { success: true };
 
 fn signals(signal: Signal) -> impl Fn(&Action) -> bool {
     move |action| *action == Action::Signal(signal)
@@ -186,8 +192,8 @@ fn failing_over_sixty_seconds_is_ended_with_its_reason() {
 fn a_probe_without_an_answer_counts_as_failed_at_its_bound() {
     let mut script = Script::serving();
     assert_eq!(script.tick(), [Action::Probe]);
-    let actions = script.tick();
-    assert_eq!(actions[0], Action::AbandonProbe);
+    assert_eq!(script.tick(), [Action::JudgeProbe]);
+    script.on(SLOW);
     assert_eq!(script.state(), State::Unhealthy);
 }
 
@@ -390,4 +396,286 @@ fn an_answer_that_comes_while_stopping_changes_nothing() {
     script.on(Event::Stop);
     script.feed(&[Event::Ready, Event::Listening, REFUSED]);
     assert_eq!(script.state(), State::Stopping);
+}
+
+#[test]
+fn a_probe_that_proves_nothing_leaves_a_healthy_process_alone_for_ever() {
+    let mut script = Script::serving();
+    for _ in 0..100 {
+        let actions = script.tick();
+        assert!(actions.contains(&Action::Probe), "{actions:?}");
+        assert_eq!(script.tick(), [Action::JudgeProbe]);
+        assert_eq!(script.on(filtered()), []);
+        assert_eq!(script.state(), State::Healthy);
+    }
+}
+
+#[test]
+fn a_probe_that_proves_nothing_ends_a_run_of_failures() {
+    let mut script = Script::serving();
+    script.until(&SLOW, |action| matches!(action, Action::Became(State::Unhealthy, _)));
+    script.pass(Duration::from_secs(1));
+    for _ in 0..9 {
+        script.tick();
+        script.on(SLOW);
+    }
+    assert_eq!(script.state(), State::Unhealthy, "45 s and more of failures");
+    script.tick();
+    assert!(matches!(&script.on(filtered())[..], [Action::Became(State::Healthy, Some(_))]));
+    let took = script.until(&SLOW, signals(Signal::SIGQUIT));
+    assert!(took >= Duration::from_secs(60), "the count begins anew: {took:?}");
+}
+
+#[test]
+fn one_that_cannot_be_asked_until_its_bound_is_taken_for_healthy() {
+    let mut script = Script::envd();
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    let took = script.until(&filtered(), |action| matches!(action, Action::Became(State::Healthy, Some(_))));
+    assert_eq!(took, Duration::from_secs(10), "until then it may yet be asked");
+    assert_eq!(script.machine.deadline(), Some(script.now + Duration::from_secs(30)));
+}
+
+#[test]
+fn one_that_is_seen_not_to_listen_at_its_bound_is_ended_whatever_was_unclear_before() {
+    let mut script = Script::envd();
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    script.tick();
+    script.on(filtered());
+    script.until(&REFUSED, signals(Signal::SIGQUIT));
+    assert_eq!(script.machine.reason(), Some("not listening 10 s after its start"));
+}
+
+#[test]
+fn the_last_probe_of_a_start_is_over_before_its_bound() {
+    let policy = Policy {
+        readiness: Readiness::Probe,
+        start_bound: Some(Duration::from_secs(3)),
+        ..Policy::default()
+    };
+    let mut script = Script::new(policy);
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    script.until(&SLOW, signals(Signal::SIGKILL));
+    assert_eq!(script.machine.reason(), Some("listening but not answering 3 s after its start"));
+}
+
+#[test]
+fn one_that_fails_is_asked_every_five_seconds_and_after_that_as_before() {
+    let mut script = Script::serving();
+    script.tick();
+    script.on(SLOW);
+    assert_eq!(script.machine.deadline(), Some(script.now + Duration::from_secs(5)));
+    script.tick();
+    script.on(Event::Ready);
+    assert_eq!(script.machine.deadline(), Some(script.now + Duration::from_secs(30)));
+}
+
+#[test]
+fn one_that_hung_after_long_health_is_started_again_at_once() {
+    let mut script = Script::serving();
+    script.until(&SLOW, signals(Signal::SIGQUIT));
+    assert!(script.on(FAILED).contains(&Action::Spawn));
+}
+
+#[test]
+fn one_that_hangs_is_asked_for_its_dump_once_and_killed_once() {
+    let mut script = Script::serving();
+    script.until(&SLOW, signals(Signal::SIGQUIT));
+    assert_eq!(script.tick(), [Action::Signal(Signal::SIGKILL)]);
+    assert_eq!(script.machine.deadline(), None, "nothing is left but to reap it");
+}
+
+#[test]
+fn a_stop_while_a_hanging_one_is_ended_is_final() {
+    let mut script = Script::serving();
+    script.until(&SLOW, signals(Signal::SIGQUIT));
+    assert_eq!(script.on(Event::Stop), [], "it is being ended already");
+    script.on(FAILED);
+    assert_eq!(script.state(), State::Stopped);
+}
+
+#[test]
+fn a_second_stop_sends_no_second_signal() {
+    let mut script = Script::serving();
+    script.on(Event::Stop);
+    assert_eq!(script.on(Event::Stop), []);
+}
+
+#[test]
+fn a_stop_of_an_unhealthy_one_abandons_its_probe() {
+    let mut script = Script::serving();
+    script.tick();
+    script.on(SLOW);
+    script.tick();
+    let actions = script.on(Event::Stop);
+    assert_eq!(actions[0], Action::AbandonProbe);
+    assert!(actions.contains(&Action::Signal(Signal::SIGTERM)));
+}
+
+#[test]
+fn a_stop_of_one_that_could_not_be_made_is_over_at_once() {
+    let mut script = Script::envd();
+    script.feed(&[Event::Start, Event::SpawnFailed, Event::Stop]);
+    assert_eq!(script.state(), State::Stopped);
+}
+
+#[test]
+fn a_start_or_restart_does_not_wait_for_the_backoff() {
+    for wish in [Event::Start, Event::Restart] {
+        let mut script = Script::envd();
+        script.feed(&[Event::Start, Event::Spawned, Event::Executed, FAILED]);
+        assert_eq!(script.state(), State::Backoff);
+        assert!(script.on(wish).contains(&Action::Spawn));
+        assert_eq!(script.state(), State::Starting);
+    }
+}
+
+#[test]
+fn a_restart_of_one_that_is_only_starting_ends_it_first() {
+    let mut script = Script::envd();
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    let actions = script.on(Event::Restart);
+    assert!(actions.contains(&Action::Signal(Signal::SIGTERM)) && !actions.contains(&Action::Spawn));
+    assert!(script.on(ENDED_WELL).contains(&Action::Spawn));
+}
+
+#[test]
+fn a_restart_that_finds_a_hanging_one_kills_it_at_the_stop_bound() {
+    let mut script = Script::serving();
+    script.on(Event::Restart);
+    let before = script.now;
+    assert_eq!(script.tick(), [Action::Signal(Signal::SIGKILL)]);
+    assert_eq!(script.now.saturating_sub(before), Policy::default().stop_bound);
+    assert!(script.on(FAILED).contains(&Action::Spawn));
+}
+
+#[test]
+fn a_start_of_one_that_runs_changes_nothing() {
+    let mut script = Script::serving();
+    assert_eq!(script.on(Event::Start), []);
+    assert_eq!(script.machine.restarts(), 0);
+}
+
+#[test]
+fn one_that_listens_and_dies_before_it_is_healthy_meets_backoff() {
+    let mut script = Script::envd();
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    script.tick();
+    script.feed(&[Event::Listening, FAILED]);
+    assert_eq!(script.state(), State::Backoff);
+}
+
+#[test]
+fn one_that_dies_half_a_second_after_it_was_healthy_meets_backoff() {
+    let mut script = Script::serving();
+    script.pass(Duration::from_millis(500));
+    assert!(!script.on(FAILED).contains(&Action::Spawn));
+    assert_eq!(script.state(), State::Backoff);
+}
+
+#[test]
+fn backoff_and_start_fit_into_the_ten_seconds_that_the_relay_holds() {
+    let longest = Backoff::default().longest;
+    let mut script = Script::envd();
+    script.on(Event::Start);
+    for _ in 0..50 {
+        script.feed(&[Event::Spawned, Event::Executed, FAILED]);
+        let before = script.now;
+        script.tick();
+        assert!(script.now.saturating_sub(before) <= longest);
+    }
+    assert!(longest * 2 < Duration::from_secs(10));
+}
+
+#[test]
+fn two_that_fail_together_do_not_start_together() {
+    let pause = |nanos: u64| {
+        let mut script = Script::envd();
+        script.now += Duration::from_nanos(nanos);
+        script.feed(&[Event::Start, Event::Spawned, Event::Executed, FAILED]);
+        script.machine.deadline().map(|at| at.saturating_sub(script.now))
+    };
+    assert_ne!(pause(1_000), pause(2_000));
+}
+
+#[test]
+fn a_backoff_that_comes_late_is_no_reason_to_wait_longer() {
+    let mut script = Script::envd();
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed, FAILED]);
+    script.pass(Duration::from_secs(90));
+    assert!(script.on(Event::Tick).contains(&Action::Spawn));
+}
+
+#[test]
+fn a_kill_that_comes_late_is_sent_all_the_same() {
+    let mut script = Script::serving();
+    script.on(Event::Stop);
+    script.pass(Duration::from_secs(90));
+    assert!(script.on(Event::Tick).contains(&Action::Signal(Signal::SIGKILL)));
+}
+
+#[test]
+fn a_little_late_is_not_paused() {
+    let mut script = Script::serving();
+    assert_eq!(script.tick(), [Action::Probe]);
+    script.pass(Duration::from_millis(15_900));
+    assert_eq!(script.on(Event::Tick), [Action::JudgeProbe]);
+}
+
+#[test]
+fn pauses_do_not_count_into_the_time_of_failing() {
+    let mut script = Script::serving();
+    script.tick();
+    script.on(SLOW);
+    for _ in 0..11 {
+        script.pass(Duration::from_secs(300));
+        script.on(Event::Tick);
+        script.on(SLOW);
+        assert_eq!(script.state(), State::Unhealthy, "5 s of each five minutes count");
+    }
+}
+
+#[test]
+fn an_answer_that_comes_with_the_end_is_dropped() {
+    let mut script = Script::serving();
+    script.on(FAILED);
+    let starts = script.machine.restarts();
+    script.feed(&[Event::Ready, SLOW, filtered()]);
+    assert_eq!((script.state(), script.machine.restarts()), (State::Backoff, starts));
+}
+
+#[test]
+fn one_that_is_restarted_on_failure_only_rests_after_a_good_end() {
+    let policy = Policy { restart: Restart::OnFailure, ..Policy::default() };
+    let mut script = Script::new(policy);
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed, ENDED_WELL]);
+    assert_eq!(script.state(), State::Exited);
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed, FAILED]);
+    assert_eq!(script.state(), State::Backoff);
+}
+
+#[test]
+fn one_that_is_never_restarted_stays_down_until_it_is_started() {
+    let mut script = Script::new(Policy { restart: Restart::Never, ..Policy::default() });
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed, FAILED]);
+    assert_eq!((script.state(), script.machine.deadline()), (State::Exited, None));
+    assert!(script.on(Event::Start).contains(&Action::Spawn));
+}
+
+#[test]
+fn the_reason_of_an_end_is_told_until_the_next_start() {
+    let mut script = Script::serving();
+    script.until(&SLOW, signals(Signal::SIGQUIT));
+    assert!(script.machine.reason().is_some());
+    script.on(FAILED);
+    assert_eq!(script.machine.reason(), None, "the new process has given none");
+}
+
+#[test]
+fn each_start_has_its_own_moment_and_is_counted() {
+    let mut script = Script::serving();
+    let first = script.machine.started();
+    script.pass(Duration::from_secs(20));
+    script.on(FAILED);
+    assert_eq!(script.machine.restarts(), 1);
+    assert_eq!(script.machine.started(), first + script.now.saturating_sub(first));
 }

@@ -197,6 +197,7 @@ impl Unit {
                 self.probe = Probe::default();
                 None
             }
+            Action::JudgeProbe => Some(Event::ProbeFailed(ProbeFailure::TimedOut)),
             Action::Became(state, why) => {
                 self.became(state, why.as_deref());
                 None
