@@ -116,6 +116,45 @@ fn every_option_of_the_documents_exists() {
     }
 }
 
+/// The fixed words of a console line as it is documented: what stands between its placeholders (`PATH`, `…`).
+fn fixed_words(line: &str) -> Vec<String> {
+    let mut said = line;
+    while let Some((_, rest)) = said.split_once(": ").filter(|(who, _)| !who.contains(' ')) {
+        said = rest;
+    }
+    let placeholder = Regex::new(r"\b[A-Z][A-Z]*( s\b|\b)|…|\([a-z]* ?N\)").unwrap();
+    let pieces =
+        placeholder.split(said).map(|piece| piece.trim_matches([' ', ',', ':', '(', ')']).to_owned());
+    pieces.filter(|piece| piece.contains(' ')).collect()
+}
+
+fn sources(folder: &Path) -> String {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let read = |path: PathBuf| if path.is_dir() { sources(&path) } else { fs::read_to_string(path).unwrap() };
+    entries.map(read).collect()
+}
+
+/// An operator who looks a console line up finds it as the guest's programs print it.
+#[test]
+fn every_console_line_of_the_troubleshooting_is_printed() {
+    let page = fs::read_to_string(paths::root().join("docs/troubleshooting.md")).unwrap();
+    let table = page.split("line by line").nth(1).unwrap().split("\n## ").next().unwrap();
+    let programs = ["guest", "init", "envd-wrapper", "vsock-relay"];
+    let printed: String = programs.map(|name| sources(&paths::root().join(name).join("src"))).concat();
+    let quoted = Regex::new("`([^`]+)`").unwrap();
+    let mut seen = 0;
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        let first = row.split(" | ").next().unwrap();
+        for line in quoted.captures_iter(first).map(|captures| captures[1].to_owned()) {
+            for words in fixed_words(&line).iter().filter(|_| !line.starts_with("Kernel")) {
+                assert!(printed.contains(words.as_str()), "`{line}`: nothing prints \"{words}\"");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 10, "only {seen} lines were looked up: is the table read at all?");
+}
+
 /// Links between the documents lead somewhere.
 #[test]
 fn every_link_of_the_documents_leads_to_a_file() {
