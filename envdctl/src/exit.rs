@@ -47,6 +47,17 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// What to do next, where the error itself does not say it.
+    pub const fn next_step(self) -> Option<&'static str> {
+        match self {
+            Self::Unreachable => Some("`envdctl doctor` names the broken hop"),
+            Self::Refused => Some("`envdctl status` shows the guest's services"),
+            _ => None,
+        }
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())

@@ -8,7 +8,8 @@ fn main() -> ExitCode {
     match envdctl::cli::Cli::parse().run() {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprintln!("envdctl: {failure}");
+            let next_step = failure.exit().next_step().map(|step| format!(" ({step})")).unwrap_or_default();
+            eprintln!("envdctl: {failure}{next_step}");
             failure.exit().into()
         }
     }
