@@ -51,6 +51,7 @@ payload: guest host ## make the tar to ADD in a template's Dockerfile
 	@$(HOST_BIN)/rootfs payload --guest "$(GUEST_BIN)" --arch "$(ARCH)" --out "$(TARGET_DIR)/payload.tar"
 
 arm64: ## bake an arm64 image and boot it under emulation to a healthy stand-in (slow)
+	@scripts/setup build images arm64
 	@scripts/arm64-check
 
 dist: ## make a release: binaries, payload and checksums for both architectures

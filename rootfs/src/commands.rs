@@ -14,10 +14,10 @@ use crate::{
     elf::Machine,
     exit::{Exit, Failure},
     ext4::Image,
-    hash::{self, Pending},
+    hash,
     inject::{self, Outcome, Request},
     inspect,
-    outcome::{self, Beside, ImageFacts, Input},
+    outcome::{self, Beside, Digest, ImageFacts, Input},
     payload_tar, progress,
     revert::revert_in_place,
     source::{self, Source},
@@ -76,7 +76,7 @@ fn build(args: &Build) -> Result<()> {
 }
 
 /// Builds the image in the working folder.
-fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -> Result<(Origin, Tools)> {
+fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -> Result<(Input, Tools)> {
     let given = source_date_epoch()?;
     let source = read_source(base, workdir, given)?;
     let tools = Tools::new(workdir.path(), build::epoch(&source, given));
@@ -85,7 +85,7 @@ fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -
     let _step = progress::step("build", "making the filesystem", None);
     build::build(&source, &geometry, &tools, &workdir.image())?;
     let kind = if base.is_dir() { "folder" } else { "tar" };
-    Ok((Origin { kind, digest: Digest::Known(source.sha256) }, tools))
+    Ok((Input { kind, digest: Digest::Sha256(source.sha256) }, tools))
 }
 
 fn read_source(base: &Path, workdir: &Workdir, latest: Option<u64>) -> Result<Source> {
@@ -125,10 +125,9 @@ fn request(args: &PayloadArgs) -> Request {
 fn inject(base: &Path, out: &Path, args: &PayloadArgs) -> Result<()> {
     inject::check_paths(base, out)?;
     let workdir = lock(out)?;
-    // Hashing a large image takes as long as all the rest: both go on side by side.
-    let origin = Origin { kind: "ext4", digest: Digest::Pending(Pending::of(base)) };
-    let tools = inject::take_base(base, &workdir, source_date_epoch()?)?;
-    finish(base, out, args, &workdir, origin, &tools)
+    let (tools, digest) = inject::take_base(base, &workdir, source_date_epoch()?)?;
+    let input = Input { kind: "ext4", digest: Digest::Sha256ByMib(digest) };
+    finish(base, out, args, &workdir, input, &tools)
 }
 
 /// Puts the payload into the image in the working folder and makes it the output.
@@ -137,14 +136,14 @@ fn finish(
     out: &Path,
     args: &PayloadArgs,
     workdir: &Workdir,
-    origin: Origin,
+    input: Input,
     tools: &Tools,
 ) -> Result<()> {
     let outcome = inject::inject_in_place(&request(args), tools, &workdir.image(), base)?;
     for warning in &outcome.warnings {
         say(&format!("warning: {warning}"));
     }
-    let free = publish(workdir, origin, tools, Some(&outcome))?;
+    let free = publish(workdir, input, tools, Some(&outcome))?;
     let manifest = &outcome.manifest;
     let envd =
         manifest.envd.as_ref().map_or_else(|| "no envd".to_owned(), |envd| format!("envd at {}", envd.path));
@@ -169,8 +168,8 @@ fn bake(args: &Bake) -> Result<()> {
     }
     inject::check_paths(&base, &args.out)?;
     let workdir = lock(&args.out)?;
-    let (origin, tools) = make(&base, &args.geometry, PAYLOAD_RESERVE_MIB, &workdir)?;
-    finish(&base, &args.out, &args.payload, &workdir, origin, &tools)
+    let (input, tools) = make(&base, &args.geometry, PAYLOAD_RESERVE_MIB, &workdir)?;
+    finish(&base, &args.out, &args.payload, &workdir, input, &tools)
 }
 
 /// The Debian base's tar, made by its script when absent.
@@ -202,57 +201,33 @@ fn is_ext4(path: &Path) -> bool {
         && magic == [0x53, 0xef]
 }
 
-/// Where an image came from.
-struct Origin {
-    kind: &'static str,
-    digest: Digest,
-}
-
-enum Digest {
-    Known(String),
-    Pending(Pending),
-}
-
 /// Gives image and manifest their final names. Returns the free space in MiB.
-fn publish(workdir: &Workdir, origin: Origin, tools: &Tools, outcome: Option<&Outcome>) -> Result<u64> {
+fn publish(workdir: &Workdir, base: Input, tools: &Tools, outcome: Option<&Outcome>) -> Result<u64> {
     let image = workdir.image();
-    let superblock = Image::open(&image)?.superblock;
-    let facts = ImageFacts::new(&superblock);
+    let facts = ImageFacts::new(&Image::open(&image)?.superblock);
     let free = facts.free_bytes / (1 << 20);
-    let sha256 = {
-        let _step = progress::step("flush", "flushing to the disk", None);
-        workdir.flush(&image)?;
-        match origin.digest {
-            Digest::Known(sha256) => sha256,
-            Digest::Pending(pending) => pending
-                .wait()
-                .map_err(|error| Failure::new(Exit::Input, format!("cannot hash the base: {error}")))?,
-        }
-    };
-    let beside = Beside::new(facts, Input { kind: origin.kind, sha256 }, tools.version()?, tools.epoch());
+    let beside = Beside::new(facts, base, tools.version()?, tools.epoch());
     let beside = match outcome {
         Some(outcome) => beside.with(outcome),
         None => beside,
     };
     let manifest = workdir.path().join("manifest.json");
     fs::write(&manifest, json(&beside)).map_err(|error| Failure::output(&manifest, &error))?;
-    let _step = progress::step("publish", "renaming into place", None);
-    workdir.publish(&image, workdir.output())?;
-    let _step = progress::step("publish-manifest", "renaming into place", None);
-    workdir.publish(&manifest, &outcome::path(workdir.output()))?;
+    let named = outcome::path(workdir.output());
+    workdir.publish(&[(&image, workdir.output()), (&manifest, &named)])?;
     Ok(free)
 }
 
 fn revert(args: &Revert) -> Result<()> {
     inject::check_paths(&args.image, &args.out)?;
     let workdir = lock(&args.out)?;
-    let tools = inject::take_base(&args.image, &workdir, source_date_epoch()?)?;
+    let (tools, _) = inject::take_base(&args.image, &workdir, source_date_epoch()?)?;
     let reverted = revert_in_place(&tools, &workdir.image())?;
     for warning in &reverted.warnings {
         say(&format!("warning: {warning}"));
     }
     tools.require_clean(&workdir.image())?;
-    workdir.publish(&workdir.image(), workdir.output())?;
+    workdir.publish(&[(&workdir.image(), workdir.output())])?;
     // A manifest beside the output would describe what is no longer in it.
     let _ = fs::remove_file(outcome::path(workdir.output()));
     say(&format!("{} is as it was before envd-init {}", args.out.display(), reverted.manifest.version));
@@ -344,7 +319,7 @@ fn payload(args: &Payload) -> Result<()> {
     let tar = payload_tar::make(&args.guest, args.arch, source_date_epoch()?.unwrap_or(0))?;
     let part = workdir.path().join("payload");
     fs::write(&part, &tar).map_err(|error| Failure::output(&part, &error))?;
-    workdir.publish(&part, workdir.output())?;
+    workdir.publish(&[(&part, workdir.output())])?;
     say(&format!(
         "{} holds the payload ({} KiB, sha256 {})",
         args.out.display(),

@@ -1,29 +1,94 @@
-//! Copies an image: as a reflink where the filesystem can, else sparse, hashing on the way.
+//! Copies an image: as a reflink where the filesystem can, else sparse; and digests it on the way.
+//!
+//! The digest is the SHA-256 of the list of SHA-256s of the image's chunks of a MiB, as
+//! `split -b 1M --filter=sha256sum IMAGE | sha256sum` prints it. Unlike a digest of the whole it is made by several threads, and holes,
+//! of which an image has plenty, cost nothing.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
 
 use rustix::fs::{SeekFrom, seek};
 
-const CHUNK: usize = 1 << 20;
-const BLOCK: usize = 4096;
+use crate::hash;
 
-/// Copies `from` to the new file `to`; `seen` is told of bytes that are dealt with.
-pub fn copy(from: &File, to: &Path, mut seen: impl FnMut(u64)) -> io::Result<()> {
-    let len = from.metadata()?.len();
-    let out = File::create(to)?;
-    if rustix::fs::ioctl_ficlone(&out, from).is_ok() {
-        seen(len);
-        return Ok(());
+const CHUNK: u64 = 1 << 20;
+const BLOCK: usize = 4096;
+/// More threads would only wait for the disk.
+const MAX_THREADS: usize = 4;
+
+/// Copies `from` to the new file `to`, which nobody may read who could not read the first. `seen` is told of bytes that are
+/// dealt with. Returns the digest.
+pub fn copy(from: &File, to: &Path, seen: impl Fn(u64) + Sync) -> io::Result<String> {
+    let meta = from.metadata()?;
+    let mode = meta.permissions().mode() & 0o666 | 0o600;
+    let out = File::options().write(true).create_new(true).mode(mode).open(to)?;
+    let cloned = rustix::fs::ioctl_ficlone(&out, from).is_ok();
+    if !cloned {
+        out.set_len(meta.len())?;
     }
-    out.set_len(len)?;
-    let mut at = 0;
-    while let Some((begin, end)) = next_data(from, at, len) {
-        seen(begin - at);
-        copy_range(from, &out, begin, end, &mut seen)?;
-        at = end;
+    let job =
+        Job { from, to: (!cloned).then_some(&out), len: meta.len(), next: AtomicU64::new(0), seen: &seen };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let mut digests = BTreeMap::new();
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(|| job.run())).collect();
+        running.into_iter().try_for_each(|thread| {
+            digests.extend(thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread has failed")))?);
+            io::Result::Ok(())
+        })
+    })?;
+    let list: String = digests.into_values().map(|digest| digest + "  -\n").collect();
+    Ok(hash::sha256(list.as_bytes()))
+}
+
+/// A copy under way: its threads take one chunk after the other.
+struct Job<'a, S> {
+    from: &'a File,
+    /// `None`: the blocks are shared already.
+    to: Option<&'a File>,
+    len: u64,
+    next: AtomicU64,
+    seen: &'a S,
+}
+
+impl<S: Fn(u64)> Job<'_, S> {
+    /// Digests by number of chunk.
+    fn run(&self) -> io::Result<Vec<(u64, String)>> {
+        let mut digests = Vec::new();
+        let mut buffer = vec![0; CHUNK as usize];
+        let hole = hash::sha256(&buffer);
+        loop {
+            let chunk = self.next.fetch_add(1, Ordering::Relaxed);
+            let begin = chunk * CHUNK;
+            if begin >= self.len {
+                return Ok(digests);
+            }
+            let end = (begin + CHUNK).min(self.len);
+            let is_hole = next_data(self.from, begin, self.len).is_none_or(|(data, _)| data >= end);
+            let digest = if is_hole && end - begin == CHUNK {
+                hole.clone()
+            } else {
+                self.chunk(begin, &mut buffer[..(end - begin) as usize])?
+            };
+            digests.push((chunk, digest));
+            (self.seen)(end - begin);
+        }
     }
-    seen(len - at);
-    Ok(())
+
+    fn chunk(&self, begin: u64, buffer: &mut [u8]) -> io::Result<String> {
+        self.from.read_exact_at(buffer, begin)?;
+        if let Some(to) = self.to {
+            write_sparse(to, buffer, begin)?;
+        }
+        Ok(hash::sha256(buffer))
+    }
 }
 
 /// The next range that is not a hole.
@@ -39,20 +104,6 @@ pub fn next_data(file: &File, at: u64, len: u64) -> Option<(u64, u64)> {
         Err(rustix::io::Errno::NXIO) => None,
         Err(_) => Some((at, len)),
     }
-}
-
-/// Blocks of zeros become holes.
-fn copy_range(from: &File, to: &File, begin: u64, end: u64, seen: &mut impl FnMut(u64)) -> io::Result<()> {
-    let mut buffer = vec![0; CHUNK];
-    let mut at = begin;
-    while at < end {
-        let want = (end - at).min(CHUNK as u64) as usize;
-        from.read_exact_at(&mut buffer[..want], at)?;
-        write_sparse(to, &buffer[..want], at)?;
-        seen(want as u64);
-        at += want as u64;
-    }
-    Ok(())
 }
 
 /// Writes the runs of blocks that hold anything but zeros.
@@ -85,17 +136,34 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     #[test]
-    fn zeros_become_holes_and_the_bytes_stay() {
+    fn zeros_become_holes_the_bytes_stay_and_the_digest_is_what_coreutils_print() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (from, to) = (folder.path().join("a"), folder.path().join("b"));
-        let mut data = vec![0; 3 << 20];
+        let mut data = vec![0; (3 << 20) + 100];
         data[5000] = 7;
         data[(2 << 20) + 1] = 9;
         std::fs::write(&from, &data).expect("written");
-        let mut seen = 0;
-        copy(&File::open(&from).expect("opened"), &to, |bytes| seen += bytes).expect("copied");
+        let seen = AtomicU64::new(0);
+        let count = |bytes| {
+            seen.fetch_add(bytes, Ordering::Relaxed);
+        };
+        let digest = copy(&File::open(&from).expect("opened"), &to, count).expect("copied");
         assert_eq!(std::fs::read(&to).expect("read"), data);
-        assert_eq!(seen, data.len() as u64);
+        assert_eq!(seen.into_inner(), data.len() as u64);
         assert!(to.metadata().expect("there").blocks() * 512 <= 64 << 10);
+        let command = "split -b 1M --filter=sha256sum \"$0\" | sha256sum";
+        let output =
+            std::process::Command::new("sh").arg("-c").arg(command).arg(&from).output().expect("sh runs");
+        assert_eq!(Some(digest.as_str()), String::from_utf8_lossy(&output.stdout).split(' ').next());
+    }
+
+    #[test]
+    fn a_copy_of_what_is_private_is_private() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (from, to) = (folder.path().join("a"), folder.path().join("b"));
+        std::fs::write(&from, "secret").expect("written");
+        std::fs::set_permissions(&from, std::fs::Permissions::from_mode(0o400)).expect("set");
+        copy(&File::open(&from).expect("opened"), &to, |_| ()).expect("copied");
+        assert_eq!(to.metadata().expect("there").permissions().mode() & 0o777, 0o600);
     }
 }

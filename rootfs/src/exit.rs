@@ -165,7 +165,8 @@ impl Coded for tools::Error {
     fn exit(&self) -> Exit {
         match self {
             Self::Missing { .. } => Exit::ToolMissing,
-            Self::NotClean { .. } | Self::Journal { .. } => Exit::Damaged,
+            Self::NotClean { .. } | Self::Recovery { .. } => Exit::Damaged,
+            Self::DiskFull { .. } => Exit::Output,
             Self::Run { .. } | Self::Failed { .. } => Exit::Failed,
         }
     }

@@ -5,7 +5,6 @@ use std::{
     io::{self, Read},
     os::unix::fs::FileExt,
     path::Path,
-    thread::{self, JoinHandle},
 };
 
 use sha2::{Digest, Sha256};
@@ -40,21 +39,6 @@ pub fn sha256_file(path: &Path) -> io::Result<String> {
         }
     }
     Ok(hex(&digest.finalize()))
-}
-
-/// A digest that is made while other work goes on.
-#[derive(Debug)]
-pub struct Pending(JoinHandle<io::Result<String>>);
-
-impl Pending {
-    pub fn of(path: &Path) -> Self {
-        let path = path.to_owned();
-        Self(thread::spawn(move || sha256_file(&path)))
-    }
-
-    pub fn wait(self) -> io::Result<String> {
-        self.0.join().unwrap_or_else(|_| Err(io::Error::other("the thread that hashes has failed")))
-    }
 }
 
 pub fn hex(bytes: &[u8]) -> String {

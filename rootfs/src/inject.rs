@@ -25,7 +25,7 @@ use crate::{
     progress,
     revert::{self, revert_in_place},
     settings,
-    tools::{self, Tools},
+    tools::{self, Health, Tools},
     tree, units,
     workdir::{self, Workdir},
 };
@@ -121,35 +121,46 @@ pub fn check_paths(base: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A copy of the base in the working folder, its journal replayed, its tree clean.
-pub fn take_base(base: &Path, workdir: &Workdir, epoch: Option<u64>) -> Result<Tools> {
+/// A copy of the base in the working folder, its journal replayed, its tree clean. Returns the base's digest too.
+pub fn take_base(base: &Path, workdir: &Workdir, epoch: Option<u64>) -> Result<(Tools, String)> {
     let open = |source| Error::Host { what: "open", path: base.to_owned(), source };
     let file = File::open(base).map_err(open)?;
     let superblock = Image::open(base)?.superblock;
     let len = file.metadata().map_err(open)?.len();
     let image = workdir.image();
-    {
+    let digest = {
         let bar = progress::step("copy", "copying the base", Some(len));
         copy::copy(&file, &image, |bytes| bar.advance(bytes)).map_err(|source| Error::Host {
             what: "copy to",
             path: image.clone(),
             source,
-        })?;
-    }
+        })?
+    };
+    workdir.flush_ahead(&image);
     // The base's own last write: a time that follows from the input, not from the clock.
     let tools = Tools::new(workdir.path(), epoch.unwrap_or_else(|| u64::from(superblock.written)));
     if superblock.needs_recovery() {
         let _step = progress::step("journal", "replaying the journal", None);
-        tools.replay_journal(&image)?;
+        tools.recover(&image).map_err(|error| name_the_base(error, base))?;
     }
     let _step = progress::step("check-base", "checking the base", None);
-    tools.require_clean(&image).map_err(|error| name_the_base(error, base))?;
-    Ok(tools)
+    require_clean(&tools, &image).map_err(|error| name_the_base(error, base))?;
+    Ok((tools, digest))
+}
+
+/// Counts that are out of date, as tools that only replay a journal leave them, are no damage.
+fn require_clean(tools: &Tools, image: &Path) -> std::result::Result<(), tools::Error> {
+    if let Health::StaleCounts(_) = tools.check(image)? {
+        tools.recover(image)?;
+    }
+    tools.require_clean(image)
 }
 
 fn name_the_base(error: tools::Error, base: &Path) -> tools::Error {
+    let image = base.to_owned();
     match error {
-        tools::Error::NotClean { detail, .. } => tools::Error::NotClean { image: base.to_owned(), detail },
+        tools::Error::NotClean { detail, .. } => tools::Error::NotClean { image, detail },
+        tools::Error::Recovery { detail, .. } => tools::Error::Recovery { image, detail },
         other => other,
     }
 }

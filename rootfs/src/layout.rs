@@ -141,9 +141,14 @@ pub fn is_wrapper(bytes: &[u8]) -> bool {
     bytes.len() <= 4 << 20 && bytes.windows(WRAPPER_MARK.len()).any(|window| window == WRAPPER_MARK)
 }
 
-/// Whether a file and every folder above it are root's alone: only then may it run as root without being pinned.
-pub fn is_roots_alone(image: &Image, path: &[u8]) -> Result<bool> {
-    let found = image.locate(path)?;
+/// Whether envd at this path may run as root without being pinned, as the wrapper judges it: in /usr/bin, where only root can put
+/// a file (the platform makes envd itself mode 0777 there), or where it and its folders are root's alone. The platform's
+/// provisioning makes all of /usr/local writable to everybody, perhaps after us.
+pub fn runs_unpinned(image: &Image, path: &str) -> Result<bool> {
+    if path.starts_with("/usr/local/") {
+        return Ok(false);
+    }
+    let Some(found) = image.find(path.as_bytes())? else { return Ok(true) };
     let others = |inode: &Inode| inode.uid != 0 || inode.permissions() & 0o022 != 0;
     let mut at: &[u8] = &found.real;
     while at != b"/" {
@@ -152,5 +157,5 @@ pub fn is_roots_alone(image: &Image, path: &[u8]) -> Result<bool> {
             return Ok(false);
         }
     }
-    Ok(!others(&found.inode))
+    Ok(tree::parent(path.as_bytes()) == b"/usr/bin" || !others(&found.inode))
 }

@@ -37,7 +37,18 @@ pub struct ImageFacts {
 pub struct Input {
     /// `ext4`, `tar` or `folder`.
     pub kind: &'static str,
-    pub sha256: String,
+    #[serde(flatten)]
+    pub digest: Digest,
+}
+
+/// What tells one input from another.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Digest {
+    /// Of a tar's bytes, or of all that a folder gives to the image.
+    Sha256(String),
+    /// Of an image: the SHA-256 of the list of SHA-256s of each MiB ([`crate::copy::copy`]).
+    Sha256ByMib(String),
 }
 
 impl ImageFacts {

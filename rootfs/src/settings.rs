@@ -67,10 +67,11 @@ pub fn configuration(
     Ok(())
 }
 
-/// The sha256 that the image's configuration pins.
-pub fn pinned(image: &Image) -> std::result::Result<Option<String>, ext4::Error> {
+/// The program and the sha256 that the image's configuration names.
+pub fn pinned(image: &Image) -> std::result::Result<(Option<String>, Option<String>), ext4::Error> {
     let text = image.text(config::PATH)?.unwrap_or_default();
-    Ok(config::parse(&text, &Cmdline::parse("")).value.envd.sha256)
+    let envd = config::parse(&text, &Cmdline::parse("")).value.envd;
+    Ok((envd.program, envd.sha256))
 }
 
 /// What is wrong in the image's configuration.
@@ -90,7 +91,7 @@ fn pin(image: &Image, name: &str, text: String, config: &Config, envd: &Envd) ->
         return Ok(text);
     }
     let other = config.envd.program.as_ref().is_some_and(|program| *program != envd.path);
-    if other || !needs_pin(image, &envd.path)? {
+    if other || layout::runs_unpinned(image, &envd.path)? {
         return Ok(text);
     }
     let program =
@@ -100,14 +101,6 @@ fn pin(image: &Image, name: &str, text: String, config: &Config, envd: &Envd) ->
         envd.sha256
     );
     Ok(insert_pins(&text, &pins))
-}
-
-/// The platform's provisioning makes all of /usr/local writable to everybody, perhaps after us.
-fn needs_pin(image: &Image, path: &str) -> Result<bool> {
-    if path.starts_with("/usr/local/") {
-        return Ok(true);
-    }
-    Ok(image.find(path.as_bytes())?.is_some() && !layout::is_roots_alone(image, path.as_bytes())?)
 }
 
 /// Into the table `[envd]` that is there, or into a new one.

@@ -17,14 +17,25 @@ pub enum Error {
     #[error("cannot run {tool}")]
     Run { tool: &'static str, source: io::Error },
     #[error("{tool} could not {what}: {detail}")]
-    Failed { tool: &'static str, what: String, detail: String },
+    Failed { tool: &'static str, what: &'static str, detail: String },
     #[error("{} needs the repair of e2fsck, so nothing is built on it: {detail}", image.display())]
     NotClean { image: PathBuf, detail: String },
-    #[error("the journal of {} cannot be replayed: {detail}", image.display())]
-    Journal { image: PathBuf, detail: String },
+    #[error("{} was not unmounted, and cannot be brought in order without loss: {detail}; run e2fsck on a copy", image.display())]
+    Recovery { image: PathBuf, detail: String },
+    #[error("the disk of {} is full: {tool} could not {what}; make room, or bake in another folder", folder.display())]
+    DiskFull { tool: &'static str, what: &'static str, folder: PathBuf },
 }
 
 type Result<T> = std::result::Result<T, Error>;
+
+/// What `e2fsck` found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    Clean,
+    /// Free blocks or inodes are not counted rightly: the kernel counts anew at each mount.
+    StaleCounts(String),
+    Damaged(String),
+}
 
 /// Runs the tools with one fixed time, in one folder (relative paths of scripts are looked up there).
 #[derive(Debug, Clone)]
@@ -84,7 +95,7 @@ impl Tools {
         if output.status.success() && said.is_empty() {
             return Ok(());
         }
-        Err(Error::Failed { tool: "mke2fs", what: "make the filesystem".into(), detail: said })
+        Err(self.failed("mke2fs", "make the filesystem", said))
     }
 
     /// Runs a script of `debugfs`. It exits 0 whatever happens, so any word on stderr but its banner is a failure.
@@ -95,32 +106,50 @@ impl Tools {
         if output.status.success() && said.is_empty() {
             return Ok(());
         }
-        Err(Error::Failed { tool: "debugfs", what: "change the image".into(), detail: said })
+        Err(self.failed("debugfs", "change the image", said))
+    }
+
+    /// The tools say "no space" of this host's disk; of the image they say it in other words.
+    fn failed(&self, tool: &'static str, what: &'static str, detail: String) -> Error {
+        if detail.contains("No space left on device") {
+            return Error::DiskFull { tool, what, folder: self.folder.clone() };
+        }
+        Error::Failed { tool, what, detail }
     }
 
     /// Requires that `e2fsck` finds nothing at all to say about the filesystem.
     pub fn require_clean(&self, image: &Path) -> Result<()> {
-        let output = self.run("e2fsck", &[OsStr::new("-fn"), image.as_os_str()])?;
-        if output.status.code() == Some(0) {
-            return Ok(());
+        match self.check(image)? {
+            Health::Clean => Ok(()),
+            Health::StaleCounts(detail) | Health::Damaged(detail) => {
+                Err(Error::NotClean { image: image.to_owned(), detail })
+            }
         }
-        let mut detail = first_lines(&[output.stdout, output.stderr].concat(), "e2fsck ");
-        if detail.is_empty() {
-            detail = output.status.to_string();
-        }
-        Err(Error::NotClean { image: image.to_owned(), detail })
     }
 
-    /// Replays the journal of an image that was not unmounted.
-    pub fn replay_journal(&self, image: &Path) -> Result<()> {
-        let args = [OsStr::new("-p"), OsStr::new("-E"), OsStr::new("journal_only"), image.as_os_str()];
-        let output = self.run("e2fsck", &args)?;
+    /// What `e2fsck -n` says. Its exit code is 0 for counts that are out of date, so its words count as well.
+    pub fn check(&self, image: &Path) -> Result<Health> {
+        let output = self.run("e2fsck", &[OsStr::new("-fn"), image.as_os_str()])?;
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        let complains = said.contains("Fix? no") || said.contains("Clear? no");
+        Ok(match output.status.code() {
+            Some(0) if !complains => Health::Clean,
+            Some(0) => Health::StaleCounts(complaints(&said)),
+            _ if complaints(&said).is_empty() => Health::Damaged(output.status.to_string()),
+            _ => Health::Damaged(complaints(&said)),
+        })
+    }
+
+    /// What a kernel does when it mounts an image that was not unmounted: the journal is replayed, files that were deleted while
+    /// in use are freed, and counts are brought up to date. Whatever needs more than that is refused.
+    pub fn recover(&self, image: &Path) -> Result<()> {
+        let output = self.run("e2fsck", &[OsStr::new("-fp"), image.as_os_str()])?;
         // Bits 1 and 2: something was corrected, and a reboot would be due if it were mounted.
         if output.status.code().is_some_and(|code| code & !3 == 0) {
             return Ok(());
         }
-        let detail = first_lines(&[output.stdout, output.stderr].concat(), "e2fsck ");
-        Err(Error::Journal { image: image.to_owned(), detail })
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        Err(Error::Recovery { image: image.to_owned(), detail: complaints(&said) })
     }
 
     /// The version of e2fsprogs, for manifests: another one may write other bytes.
@@ -136,6 +165,15 @@ fn first_lines(said: &[u8], banner: &str) -> String {
     let text = String::from_utf8_lossy(said);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.filter(|line| !is_banner(line, banner)).take(4).collect::<Vec<_>>().join("; ")
+}
+
+/// The lines of `e2fsck` that name something wrong.
+fn complaints(said: &str) -> String {
+    let chatter = |line: &str| {
+        line.starts_with("Pass ") || line.contains(" files (") || line.contains("WARNING: Filesystem still")
+    };
+    let lines: Vec<&str> = said.lines().filter(|line| !chatter(line)).collect();
+    first_lines(lines.join("\n").as_bytes(), "e2fsck ")
 }
 
 fn is_banner(line: &str, tool: &str) -> bool {

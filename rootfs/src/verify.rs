@@ -9,11 +9,11 @@ use crate::{
     ext4::{self, Image, Kind},
     keep::files::Files,
     layout::{self, Layout},
-    manifest::{self, Installed, InstalledKind, Manifest, Mode},
+    manifest::{self, EnvdOrigin, Installed, InstalledKind, Manifest, Mode},
     payload,
     plan::Plan,
     revert, settings,
-    tools::Tools,
+    tools::{Health, Tools},
 };
 
 /// Space an image should have left: envd, an update of it and a little for the workload's first steps.
@@ -55,7 +55,8 @@ type Outcome = Result<Found, revert::Error>;
 pub fn verify(path: &Path, tools: &Tools, floors: Floors) -> Result<Vec<Check>, revert::Error> {
     let image = Image::open(path)?;
     let mut checks = Checks(Vec::new());
-    checks.add("filesystem", clean(&image, path, tools));
+    let (verdict, detail) = clean(&image, path, tools);
+    checks.0.push(Check { name: "filesystem", verdict, detail });
     let Some(manifest) = revert::manifest(&image)? else {
         checks.add("payload", Err("there is no envd-init in it; bake it in with `rootfs inject`".into()));
         checks.add("space", space(&image, floors));
@@ -94,11 +95,18 @@ impl Checks {
     }
 }
 
-fn clean(image: &Image, path: &Path, tools: &Tools) -> Found {
+/// The kernel counts free blocks anew at each mount: wrong counts are worth a word, and no failure.
+fn clean(image: &Image, path: &Path, tools: &Tools) -> (Verdict, String) {
     if image.superblock.needs_recovery() {
-        return Err("its journal has to be replayed (e2fsck -p -E journal_only on a copy)".into());
+        let detail = "its journal has to be replayed: it was not unmounted (e2fsck -fp on a copy)";
+        return (Verdict::Failed, detail.into());
     }
-    tools.require_clean(path).map(|()| "e2fsck finds nothing".into()).map_err(|error| error.to_string())
+    match tools.check(path) {
+        Ok(Health::Clean) => (Verdict::Ok, "e2fsck finds nothing".into()),
+        Ok(Health::StaleCounts(detail)) => (Verdict::Warning, detail),
+        Ok(Health::Damaged(detail)) => (Verdict::Failed, format!("it needs the repair of e2fsck: {detail}")),
+        Err(error) => (Verdict::Failed, error.to_string()),
+    }
 }
 
 fn payload(image: &Image, manifest: &Manifest) -> Outcome {
@@ -163,28 +171,24 @@ fn envd(image: &Image, manifest: &Manifest) -> Outcome {
     let Some(found) = Layout::of(image)?.envd else {
         return Ok(Err("there is none in /usr/bin or /usr/local/bin; bake one in with ENVD=path".into()));
     };
-    if let Err(problem) = runnable(image, &found.path, manifest.arch)? {
+    let (program, pin) = settings::pinned(image)?;
+    let path = program.unwrap_or(found.path);
+    if let Err(problem) = runnable(image, &path, manifest.arch)? {
         return Ok(Err(problem));
     }
-    let pinned = settings::pinned(image)?;
-    let digest = crate::tree::sha256(image, &image.locate(found.path.as_bytes())?.inode)?;
-    let alone = layout::is_roots_alone(image, found.path.as_bytes())?;
-    Ok(match pinned {
-        Some(pinned) if !pinned.eq_ignore_ascii_case(&digest) => {
-            Err(format!("{} is not the one that the configuration pins; it will not run", found.path))
-        }
-        None if !alone => {
-            Err(format!("others than root can write {}, and it is not pinned; inject again", found.path))
-        }
-        _ if manifest
-            .envd
-            .as_ref()
-            .is_some_and(|envd| envd.origin == manifest::EnvdOrigin::StandIn && envd.sha256 == digest) =>
-        {
-            Ok(format!("{} (the stand-in for tests, not a real one)", found.path))
-        }
-        _ => Ok(found.path),
-    })
+    let digest = crate::tree::sha256(image, &image.locate(path.as_bytes())?.inode)?;
+    let matches = pin.as_ref().is_some_and(|pin| pin.eq_ignore_ascii_case(&digest));
+    if !matches && !layout::runs_unpinned(image, &path)? {
+        return Ok(Err(match pin {
+            Some(_) => format!("{path} is not the one that the configuration pins; it will not run"),
+            None => format!("others than root can write {path}, and it is not pinned; inject again"),
+        }));
+    }
+    let stand_in = manifest.envd.as_ref().filter(|envd| envd.origin == EnvdOrigin::StandIn);
+    Ok(Ok(match stand_in {
+        Some(envd) if envd.sha256 == digest => format!("{path} (the stand-in for tests, not a real one)"),
+        _ => path,
+    }))
 }
 
 fn configuration(image: &Image) -> Outcome {

@@ -15,9 +15,13 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread::{self, JoinHandle},
 };
 
 use rustix::fs::{FlockOperation, flock};
+
+use crate::progress;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -47,6 +51,8 @@ pub struct Workdir {
     output: PathBuf,
     /// Where small trees are unpacked: in memory, under a name that follows from the output's, so that it is found again.
     memory: PathBuf,
+    /// Flushes under way that began before the end.
+    ahead: Mutex<Vec<(PathBuf, JoinHandle<io::Result<()>>)>>,
     /// Holds the lock.
     handle: File,
 }
@@ -63,7 +69,8 @@ impl Workdir {
         let path = folder.join([".".as_ref(), name, ".baking".as_ref()].join("".as_ref()));
         let handle = acquire(&path, &folder, waiting)?;
         let output = folder.join(name);
-        let workdir = Self { memory: memory_folder(&output), output, path, handle };
+        let ahead = Mutex::default();
+        let workdir = Self { memory: memory_folder(&output), output, path, ahead, handle };
         workdir.clear()?;
         Ok(workdir)
     }
@@ -93,9 +100,32 @@ impl Workdir {
         }
     }
 
-    /// Flushes a file to the disk.
-    pub fn flush(&self, path: &Path) -> Result<()> {
-        File::open(path).and_then(|file| file.sync_all()).map_err(io_error("flush", path))
+    /// Begins to flush a file that will change only a little, so that the disk is at work before [`Workdir::publish`] waits
+    /// for it.
+    pub fn flush_ahead(&self, path: &Path) {
+        let subject = path.to_owned();
+        let thread = thread::spawn(move || File::open(subject)?.sync_data());
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner).push((path.to_owned(), thread));
+    }
+
+    /// Gives files that were made in the folder their final names, one after the other. All are on the disk before the first
+    /// is renamed.
+    pub fn publish(&self, files: &[(&Path, &Path)]) -> Result<()> {
+        let step = progress::step("flush", "flushing to the disk", None);
+        for (path, thread) in self.ahead.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let flushed = thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread has failed")));
+            flushed.map_err(io_error("flush", &path))?;
+        }
+        for (from, _) in files {
+            File::open(from).and_then(|file| file.sync_all()).map_err(io_error("flush", from))?;
+        }
+        drop(step);
+        for (from, to) in files {
+            let _step = progress::step("publish", "renaming into place", None);
+            fs::rename(from, to).map_err(io_error("rename into place", to))?;
+        }
+        let folder = parent_folder(&self.output);
+        File::open(folder).and_then(|handle| handle.sync_all()).map_err(io_error("flush", folder))
     }
 
     /// Removes what an earlier run left.
@@ -111,15 +141,6 @@ impl Workdir {
             removed.map_err(io_error("remove", &entry))?;
         }
         Ok(())
-    }
-
-    /// Flushes a file made in the folder to the disk and gives it its final name beside the output.
-    pub fn publish(&self, from: &Path, to: &Path) -> Result<()> {
-        let file = File::open(from).map_err(io_error("open", from))?;
-        file.sync_all().map_err(io_error("flush", from))?;
-        fs::rename(from, to).map_err(io_error("rename into place", to))?;
-        let folder = parent_folder(to);
-        File::open(folder).and_then(|handle| handle.sync_all()).map_err(io_error("flush", folder))
     }
 }
 

@@ -38,10 +38,18 @@ fn what_is_no_ext4_or_is_cut_off() {
 }
 
 #[test]
-fn features_that_cannot_be_handled_are_named() {
-    let bench = Bench::new();
-    let image = bench.foreign_image("quota", &debian(true), &["-t", "ext4", "-O", "quota,encrypt"]);
-    refused(&bench, &image, &[], 6, "encrypt, quota");
+fn features_that_cannot_be_handled_are_named_with_a_way_out() {
+    for (features, text) in [
+        ("quota,encrypt", "encrypt, quota; bake from what is in it"),
+        ("quota,project", "quota, project; turn them off on a copy (tune2fs -O ^quota,^project)"),
+        ("casefold", "casefold; bake from"),
+        ("verity", "verity; bake from"),
+        ("mmp", "mmp; turn them off"),
+    ] {
+        let bench = Bench::new();
+        let image = bench.foreign_image("base", &debian(true), &["-t", "ext4", "-O", features]);
+        refused(&bench, &image, &[], 6, text);
+    }
 }
 
 #[test]

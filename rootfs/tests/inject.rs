@@ -52,7 +52,7 @@ fn an_injected_image_boots_our_init_and_a_reverted_one_is_the_base() {
 /// Images that other tools made: each feature that a root filesystem may have.
 #[test]
 fn images_of_every_geometry_are_injected_and_reverted() {
-    let geometries: [(&str, &[&str]); 10] = [
+    let geometries: [(&str, &[&str]); 12] = [
         ("default", &["-t", "ext4"]),
         (
             "platform",
@@ -77,6 +77,8 @@ fn images_of_every_geometry_are_injected_and_reverted() {
         ("meta-bg", &["-t", "ext4", "-O", "meta_bg,^resize_inode"]),
         ("bigalloc", &["-t", "ext4", "-O", "bigalloc", "-C", "16384"]),
         ("ea-inode", &["-t", "ext4", "-O", "ea_inode,large_dir"]),
+        ("newer-defaults", &["-t", "ext4", "-O", "metadata_csum_seed,orphan_file"]),
+        ("no-flex", &["-t", "ext4", "-O", "^flex_bg,sparse_super2,fast_commit,stable_inodes"]),
     ];
     for (name, options) in geometries {
         let bench = Bench::new();
@@ -174,6 +176,27 @@ fn the_forks_layout_is_recognised_and_its_envd_pinned() {
     let newer = bench.inject(&out, "newer.ext4", &["--envd", &given]);
     assert_eq!(read(&newer, "/usr/local/bin/envd.real"), elf(X86_64, "envd 2"));
     bench.same(&base, &bench.revert(&newer, "reverted.ext4"));
+}
+
+/// The platform makes envd mode 0777 and swaps it offline: a pin would only be in the way.
+#[test]
+fn an_envd_of_the_platform_is_not_pinned_and_may_be_swapped() {
+    let bench = Bench::new();
+    let mut entries = debian(true);
+    entries.push(Entry { mode: 0o777, ..program("./usr/bin/envd", elf(X86_64, "envd of the platform")) });
+    let base = bench.image("base", &entries);
+    let out = bench.inject(&base, "out.ext4", &[]);
+    assert!(
+        Image::open(&out).expect("opens").find(b"/etc/envd-init/config.toml").expect("looked up").is_none()
+    );
+    let newer = envd(&bench, "newer");
+    let script = bench.path("swap");
+    let text = format!("rm /usr/bin/envd\nwrite {newer} /usr/bin/envd\nsif /usr/bin/envd mode 0100755\n");
+    fs::write(&script, text).expect("written");
+    let swapped = tool("debugfs").arg("-w").arg("-f").arg(&script).arg(&out).output().expect("runs");
+    assert!(swapped.status.success());
+    let verified = bench.rootfs().arg("verify").arg(&out).arg("--min-free=8").output().expect("runs");
+    assert!(verified.status.success(), "{}", said(&verified));
 }
 
 const STEPS: [&str; 6] = ["copy", "check-base", "write", "check", "flush", "publish"];

@@ -25,9 +25,16 @@ fn cut_off(bench: &Bench, image: &Path) -> Option<PathBuf> {
             .expect("written");
     }
     fs::remove_file(folder.join("etc/os-release")).expect("removed");
+    // A file that is deleted while in use, as every running machine has some.
+    let in_use = fs::File::create(folder.join("in-use")).expect("made");
+    in_use.set_len(1 << 20).expect("set");
+    std::os::unix::fs::FileExt::write_all_at(&in_use, &vec![7; 70_000], 0).expect("written");
+    in_use.sync_all().expect("flushed");
+    fs::remove_file(folder.join("in-use")).expect("removed");
     let synced = Command::new("sync").arg("-f").arg(&folder).status().expect("sync runs");
     let copy = bench.path("cut.ext4");
     fs::copy(image, &copy).expect("copied");
+    drop(in_use);
     let unmounted = Command::new("umount").arg(&folder).status().expect("umount runs");
     assert!(synced.success() && unmounted.success());
     Some(copy)
@@ -56,6 +63,34 @@ fn a_journal_is_replayed_before_anything_is_written() {
     }
     assert!(opened.find(b"/etc/os-release").expect("looked up").is_none());
     assert!(!opened.superblock.needs_recovery());
+}
+
+/// The counts of free blocks and inodes in the superblock are out of date after a crash, and files that were deleted while in use are
+/// still there: `e2fsck -n` ends with 0 for the former, and the space check would believe them.
+#[test]
+fn an_image_of_a_running_machine_is_brought_in_order_with_the_right_counts() {
+    for options in [&["-t", "ext4"][..], &["-t", "ext4", "-O", "orphan_file"]] {
+        let bench = Bench::new();
+        let image = bench.foreign_image("base", &debian(true), options);
+        let Some(dirty) = cut_off(&bench, &image) else { return };
+        let wrong = tool("debugfs").args(["-w", "-R", "ssv free_blocks_count 11000"]).arg(&dirty).output();
+        assert!(wrong.expect("debugfs runs").status.success());
+        let out = bench.inject(&dirty, "out.ext4", &[]);
+        let check = tool("e2fsck").arg("-fn").arg(&out).output().expect("e2fsck runs");
+        assert!(check.status.success() && !said(&check).contains("Fix?"), "{}", said(&check));
+        assert!(!rootfs::ext4::Image::open(&out).expect("opens").superblock.needs_recovery());
+    }
+}
+
+#[test]
+fn stale_counts_of_an_unmounted_image_are_no_damage() {
+    let bench = Bench::new();
+    let image = bench.image("base", &debian(true));
+    let wrong = tool("debugfs").args(["-w", "-R", "ssv free_inodes_count 900"]).arg(&image).output();
+    assert!(wrong.expect("debugfs runs").status.success());
+    let out = bench.inject(&image, "out.ext4", &[]);
+    let check = tool("e2fsck").arg("-fn").arg(&out).output().expect("e2fsck runs");
+    assert!(!said(&check).contains("Fix?"), "{}", said(&check));
 }
 
 /// What the kernel reads from an image of ours is what went in: the last judge.

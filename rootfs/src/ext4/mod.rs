@@ -40,8 +40,8 @@ pub enum Error {
     NotExt4 { path: PathBuf, reason: String },
     #[error("{} is truncated: its filesystem needs {needed} bytes, the file has {len}", path.display())]
     Truncated { path: PathBuf, needed: u64, len: u64 },
-    #[error("{} uses ext4 features that cannot be handled here: {features}", path.display())]
-    Features { path: PathBuf, features: String },
+    #[error("{} uses ext4 features that cannot be handled here: {features}; {way_out}", path.display())]
+    Features { path: PathBuf, features: String, way_out: String },
     #[error("cannot read {len} bytes at {offset} of the image")]
     Read { offset: u64, len: usize, source: io::Error },
     #[error("damaged filesystem: {0}; run e2fsck on a copy of the image")]

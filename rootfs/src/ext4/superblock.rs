@@ -45,8 +45,11 @@ const RO_COMPAT: &[(&str, u32, bool)] = &[
     ("project", 0x2000, false),
     ("shared_blocks", 0x4000, false),
     ("verity", 0x8000, false),
-    ("orphan_present", 0x1_0000, false),
+    ("orphan_present", 0x1_0000, true),
 ];
+
+/// Those of the refused that `tune2fs` takes away without touching contents.
+const REMOVABLE: [&str; 4] = ["mmp", "quota", "project", "read-only"];
 
 const COMPAT: &[(&str, u32, bool)] = &[
     ("dir_prealloc", 0x1, true),
@@ -67,6 +70,7 @@ const INCOMPAT_META_BG: u32 = 0x10;
 const INCOMPAT_64BIT: u32 = 0x80;
 const INCOMPAT_INLINE_DATA: u32 = 0x8000;
 const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
+const RO_COMPAT_ORPHAN_PRESENT: u32 = 0x1_0000;
 
 #[derive(Debug, Clone)]
 pub struct Superblock {
@@ -163,7 +167,13 @@ impl Superblock {
         if refused.is_empty() {
             return Ok(());
         }
-        Err(Error::Features { path: path.to_owned(), features: refused.join(", ") })
+        let removable = refused.iter().all(|name| REMOVABLE.contains(&name.as_str()));
+        let way_out = if removable {
+            format!("turn them off on a copy (tune2fs -O ^{})", refused.join(",^"))
+        } else {
+            "bake from what is in it (mount it, BASE=that folder)".to_owned()
+        };
+        Err(Error::Features { path: path.to_owned(), features: refused.join(", "), way_out })
     }
 
     /// Numbers that later code divides by or multiplies with.
@@ -225,8 +235,9 @@ impl Superblock {
         self.ro_compat & RO_COMPAT_SPARSE_SUPER == 0 || group == 1 || [3, 5, 7].into_iter().any(is_power)
     }
 
+    /// It was not unmounted: the journal has to be replayed, or files that were deleted while in use wait to be freed.
     pub fn needs_recovery(&self) -> bool {
-        self.incompat & INCOMPAT_NEEDS_RECOVERY != 0
+        self.incompat & INCOMPAT_NEEDS_RECOVERY != 0 || self.ro_compat & RO_COMPAT_ORPHAN_PRESENT != 0
     }
 
     /// Small directories then lie in their inodes, with room for a few names only.
