@@ -283,6 +283,22 @@ fn the_same_base_and_payload_give_the_same_bytes() {
     );
 }
 
+/// A base that is younger than the time asked for is as good as any other.
+#[test]
+fn a_source_date_epoch_before_the_bases_own_time_is_respected() {
+    let bench = Bench::new();
+    let base = bench.image("base", &debian(true));
+    let out = bench.path("out.ext4");
+    let mut command = bench.rootfs();
+    command.env("SOURCE_DATE_EPOCH", "1000000000").arg("inject").arg(&base).arg("-o").arg(&out);
+    let output = command.arg("--guest").arg(bench.path("guest")).output().expect("runs");
+    assert!(output.status.success(), "{}", said(&output));
+    let image = Image::open(&out).expect("opens");
+    assert_eq!(image.locate(b"/usr/lib/envd-init/init").expect("there").inode.mtime.seconds, 1_000_000_000);
+    let verified = bench.rootfs().arg("verify").arg(&out).arg("--min-free=8").output().expect("runs");
+    assert!(said(&verified).contains("e2fsck finds nothing"), "{}", said(&verified));
+}
+
 #[test]
 fn holes_of_the_base_stay_holes() {
     use std::os::unix::fs::MetadataExt;
