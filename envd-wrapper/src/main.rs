@@ -53,6 +53,10 @@ fn main() -> ExitCode {
 fn run(settings: Settings) -> ExitCode {
     shim::leave_envds_name();
     guest::log::init("wrapper");
+    // Our own PID 1 would take it for more to log.
+    if !report::is_our_inits_service() {
+        guest::log::mirror_on_stderr();
+    }
     settings.tell_problems();
     guest::log::set_debug(settings.config.log.debug);
     match supervisor::Supervisor::new(settings).and_then(supervisor::Supervisor::run) {

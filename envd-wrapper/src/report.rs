@@ -12,6 +12,11 @@ const READY_AT_THE_LATEST: Duration = Duration::from_secs(30);
 /// A watchdog is pinged at a third of its time.
 const PINGS_PER_WATCHDOG: u32 = 3;
 
+/// Whether our own PID 1 runs us as its service: it gives them its own socket.
+pub(crate) fn is_our_inits_service() -> bool {
+    std::env::var(VARIABLE).is_ok_and(|socket| socket == SOCKET)
+}
+
 /// Tells our supervisor, where there is one.
 #[derive(Debug)]
 pub(crate) struct Reporter {
@@ -31,7 +36,7 @@ impl Reporter {
         let ping_every =
             notifier.as_ref().and(watchdog).map(|usec| Duration::from_micros(usec) / PINGS_PER_WATCHDOG);
         Self {
-            is_ours: std::env::var(VARIABLE).is_ok_and(|socket| socket == SOCKET),
+            is_ours: is_our_inits_service(),
             said_ready: notifier.is_none(),
             notifier,
             ready_by: now + READY_AT_THE_LATEST,

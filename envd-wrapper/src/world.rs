@@ -16,7 +16,7 @@ const TRACEBACK: &str = "all";
 const LARGEST_MEMORY_LIMIT_MIB: u64 = 512;
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 /// What belongs between us and our own supervisor, not to envd.
-const OURS: [&str; 9] = [
+const OURS: [&str; 10] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
@@ -25,6 +25,7 @@ const OURS: [&str; 9] = [
     "LISTEN_FDNAMES",
     "MAINPID",
     "FDSTORE",
+    "JOURNAL_STREAM",
     "ENVD_WRAPPER_REEXECUTED",
 ];
 

@@ -16,6 +16,7 @@ pub mod elf;
 pub mod launch;
 pub mod lenient;
 pub mod log;
+pub mod mirror;
 pub mod notify;
 pub mod reactor;
 pub mod record;

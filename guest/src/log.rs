@@ -15,6 +15,7 @@ use tracing::span;
 use crate::bucket::Bucket;
 use crate::clock::{self, Moment};
 use crate::console::Console;
+use crate::mirror::Mirror;
 use crate::record::{self, Level};
 use crate::ring::{self, Ring};
 
@@ -32,6 +33,7 @@ struct Logger {
     component: &'static str,
     console: Console,
     ring: Ring,
+    mirror: Option<Mirror>,
     sources: HashMap<String, Source>,
     debug: bool,
 }
@@ -49,9 +51,15 @@ pub fn init(component: &'static str) {
     let mut ring = Ring::new(ring::FOLDER, component);
     // PID 1 has no /run yet; it opens the ring later.
     let _ = ring.open();
-    let logger = Logger { component, console: Console::open(), ring, sources: HashMap::new(), debug: false };
+    let console = Console::open();
+    let logger = Logger { component, console, ring, mirror: None, sources: HashMap::new(), debug: false };
     *lock() = Some(logger);
     let _ = tracing::subscriber::set_global_default(Bridge);
+}
+
+/// From now on everything goes to standard error as well, where somebody reads it.
+pub fn mirror_on_stderr() {
+    with(|logger| logger.mirror = Mirror::open(logger.console.path()));
 }
 
 /// Lets records of level debug through.
@@ -96,7 +104,7 @@ pub fn machine(kind: &str, json: &str) {
     with(|logger| {
         let text = format!("{kind} {}", record::sanitize(json.as_bytes()));
         logger.console.print(record::console_line(now, "envd-init", &text).into_bytes());
-        logger.ring.push(now, Level::Info, "envd-init", &text);
+        logger.keep(now, Level::Info, "envd-init", &text);
     });
 }
 
@@ -141,10 +149,17 @@ impl Logger {
         }
         let text = record::sanitize(text);
         for piece in record::pieces(&text) {
-            self.ring.push(now, level, component, &piece);
+            self.keep(now, level, component, &piece);
             if self.admit(now, component, crash) {
                 self.console.print(record::console_line(now, component, &piece).into_bytes());
             }
+        }
+    }
+
+    fn keep(&mut self, now: Moment, level: Level, component: &str, text: &str) {
+        self.ring.push(now, level, component, text);
+        if let Some(mirror) = &mut self.mirror {
+            mirror.print(now, level, component, text);
         }
     }
 

@@ -37,6 +37,16 @@ impl Level {
         [Self::Debug, Self::Info, Self::Warn, Self::Error].into_iter().find(|level| level.as_str() == text)
     }
 
+    /// The digit of a `<4>` prefix.
+    pub const fn syslog(self) -> u8 {
+        match self {
+            Self::Error => 3,
+            Self::Warn => 4,
+            Self::Info => 6,
+            Self::Debug => 7,
+        }
+    }
+
     /// From the digit of a `<4>` prefix, as syslog counts.
     const fn from_syslog(digit: u8) -> Self {
         match digit {

@@ -37,9 +37,16 @@ pub fn close_on_exec_from(first: u32) -> Result<(), Errno> {
 
 /// Gives every signal its default disposition and unblocks all of them, as a program expects to be started.
 pub fn reset_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL is a valid disposition for every signal; the call fails harmlessly for KILL and STOP.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    /// The kernel's own `struct sigaction`: handler, flags, restorer, mask. All zeroes is the default disposition.
+    const DEFAULT: [usize; 4] = [0; 4];
+    const LAST: libc::c_int = 64;
+    for signal in 1..=LAST {
+        // By the bare call: C libraries refuse the signals that they use themselves, and those may be inherited as ignored.
+        // SAFETY: the pointer is to a live structure of the right size; the call fails harmlessly for KILL and STOP.
+        unsafe {
+            let none = std::ptr::null_mut::<libc::c_void>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), none, size_of::<u64>());
+        }
     }
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }

@@ -58,7 +58,7 @@ touch "$dir/ready"
 status=1
 while [ "$status" != 0 ] && [ "$status" != 2 ] && [ ! -e /run/enough ]; do
     status=0
-    sh -c 'echo 0 >/sys/fs/cgroup/envd/cgroup.procs; exec "$0" "$@"' "$@" || status=$?
+    sh -c 'echo 0 >/sys/fs/cgroup/envd/cgroup.procs; exec "$0" "$@"' "$@" 2>>"$dir/stderr" || status=$?
 done
 exit "$status"
 "#;
@@ -153,6 +153,11 @@ impl Cell {
     pub fn death(&self, nth: usize) -> Result<serde_json::Value> {
         wait::until("a death's report", BOUND, || Ok(self.deaths().into_iter().nth(nth - 1)))
             .with_context(|| format!("the serial line has:\n{}", self.console()))
+    }
+
+    /// What the program printed on standard error.
+    pub fn stderr(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.folder.join("stderr"))?)
     }
 
     /// The log ring of the wrapper, oldest first.

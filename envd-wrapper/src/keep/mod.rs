@@ -20,7 +20,7 @@ use guest::control::{
     self, EnvdStatus, ExitReport, Mode, Op, RelayStatus, Reply, ServiceStatus, Stage, Status,
 };
 use guest::reactor::{Reactor, Ready, Token};
-use guest::{log, notify, ring};
+use guest::{log, ring};
 use tracing::{info, warn};
 
 use crate::args::Settings;
@@ -36,11 +36,11 @@ const STAGES: &str = "/run/envd-init/boot.json";
 /// Deaths that are remembered.
 const TALLY: usize = 100;
 
-/// Whether the image's own init is PID 1: ours gives its services its own notify socket.
+/// Whether the image's own init is PID 1.
 pub(crate) fn is_kept() -> bool {
-    let ours =
-        |path: &str| std::fs::read_link(path).is_ok_and(|exe| exe == Path::new("/usr/lib/envd-init/init"));
-    std::env::var(notify::VARIABLE).map_or(true, |socket| socket != notify::SOCKET) && !ours("/proc/1/exe")
+    let native =
+        std::fs::read_link("/proc/1/exe").is_ok_and(|exe| exe == Path::new("/usr/lib/envd-init/init"));
+    !(native || crate::report::is_our_inits_service())
 }
 
 /// Whether systemd or OpenRC runs us as a service, which then says what envd's world is.

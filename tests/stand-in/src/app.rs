@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use tokio::net::TcpListener;
 use crate::error::Plain;
 use crate::registry::Registry;
 use crate::switches::Switches;
-use crate::{cgroup, faults, files, filesystem, process};
+use crate::{cgroup, faults, files, filesystem, process, upgrade};
 
 /// Larger than any file that a test sends.
 const BODY_LIMIT: usize = 512 * 1024 * 1024;
@@ -33,6 +34,10 @@ pub(crate) struct App {
     settings: Arc<Mutex<InitRequest>>,
     switches: Arc<Switches>,
     started: Instant,
+    /// `/init` has come.
+    pub(crate) initialized: Arc<AtomicBool>,
+    /// It goes on in the place of one that was upgraded.
+    pub(crate) resumed: bool,
 }
 
 impl App {
@@ -56,9 +61,12 @@ impl App {
     }
 }
 
-pub(crate) async fn serve(port: u16, switches: Switches) -> Result<()> {
+pub(crate) async fn serve(port: u16, switches: Switches, resumed: bool) -> Result<()> {
     let switches = switches.for_this_start();
     cgroup::prepare();
+    if resumed {
+        cgroup::take_over();
+    }
     faults::before_listening(&switches).await?;
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
         .await
@@ -68,7 +76,12 @@ pub(crate) async fn serve(port: u16, switches: Switches) -> Result<()> {
         settings: Arc::default(),
         switches: Arc::new(switches),
         started: Instant::now(),
+        initialized: Arc::default(),
+        resumed,
     };
+    if resumed {
+        tokio::spawn(upgrade::thaw_at_last(app.clone()));
+    }
     axum::serve(listener, routes(app)).await.context("serving")
 }
 
@@ -80,6 +93,7 @@ fn routes(app: App) -> Router {
         .route("/envs", get(envs))
         .route("/freeze", post(freeze))
         .route("/unfreeze", post(unfreeze))
+        .route("/upgrade", post(upgrade::upgrade))
         .route(envd_api::FILES, get(files::read).post(files::write))
         .route(process_api::START, post(process::start))
         .route(process_api::CONNECT, post(process::connect))
@@ -94,6 +108,7 @@ fn routes(app: App) -> Router {
         .route(fs_api::MOVE, post(filesystem::move_entry))
         .route(fs_api::REMOVE, post(filesystem::remove))
         .layer(axum::extract::DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(from_fn_with_state(app.clone(), upgrade::gate))
         .layer(from_fn_with_state(app.clone(), crash_on_request))
         .with_state(app)
 }
@@ -132,6 +147,7 @@ async fn init(State(app): State<App>, body: Bytes) -> Result<Response, Plain> {
     }
     settings.default_user = request.default_user.or_else(|| settings.default_user.take());
     settings.default_workdir = request.default_workdir.or_else(|| settings.default_workdir.take());
+    app.initialized.store(true, Ordering::Relaxed);
     Ok((StatusCode::NO_CONTENT, [("x-envd-version", "0.0.0-stand-in")]).into_response())
 }
 

@@ -56,6 +56,13 @@ pub(crate) fn freeze(hierarchy: bool) {
     }
 }
 
+/// After a live upgrade: what the predecessor froze is ours to thaw.
+pub(crate) fn take_over() {
+    if let Ok(mut list) = FROZEN.lock() {
+        list.extend(["user", "ptys"].map(PathBuf::from));
+    }
+}
+
 pub(crate) fn thaw() {
     let frozen = FROZEN.lock().map(|mut list| std::mem::take(&mut *list)).unwrap_or_default();
     for cgroup in frozen {

@@ -14,6 +14,7 @@ mod launch;
 mod process;
 mod registry;
 mod switches;
+mod upgrade;
 mod users;
 
 use std::process::ExitCode;
@@ -33,7 +34,7 @@ Switches are read from /etc/envd-stand-in.conf, then /run/envd-stand-in.conf (`n
 ";
 
 enum Start {
-    Serve { port: u16, switches: Switches },
+    Serve { port: u16, switches: Switches, resumed: bool },
     Say(String),
 }
 
@@ -56,15 +57,18 @@ fn parse(args: Vec<std::ffi::OsString>) -> anyhow::Result<Start> {
     let args = args.into_iter().map(|arg| match arg.to_str() {
         Some("-port") => "--port".into(),
         Some("-version") => "--version".into(),
+        Some("-resume-handover") => upgrade::FLAG.into(),
         _ => arg,
     });
     let mut parser = lexopt::Parser::from_iter(args);
     let mut port = envd_api::PORT;
     let mut switches = Switches::from_surroundings()?;
+    let mut resumed = false;
     while let Some(arg) = parser.next()? {
         match arg {
             Long("help") | Short('h') => return Ok(Start::Say(format!("{HELP}\n{}", Switches::help()))),
             Long("version") => return Ok(Start::Say("0.0.0-stand-in\n".into())),
+            Long("resume-handover") => resumed = true,
             Long("port") => port = parser.value()?.parse()?,
             Long(name) => {
                 let name = name.to_owned();
@@ -73,15 +77,15 @@ fn parse(args: Vec<std::ffi::OsString>) -> anyhow::Result<Start> {
             _ => return Err(arg.unexpected().into()),
         }
     }
-    Ok(Start::Serve { port, switches })
+    Ok(Start::Serve { port, switches, resumed })
 }
 
 fn run(start: Start) -> anyhow::Result<()> {
     match start {
         Start::Say(text) => print!("{text}"),
-        Start::Serve { port, switches } => {
+        Start::Serve { port, switches, resumed } => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(app::serve(port, switches))?;
+            runtime.block_on(app::serve(port, switches, resumed))?;
         }
     }
     Ok(())

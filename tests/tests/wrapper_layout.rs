@@ -1,0 +1,227 @@
+//! Which envd runs, in each layout that images have, and what an updater, a builder or a bad file makes of it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use tests::cell::Builder;
+use tests::{Cell, paths, wait};
+
+/// Where programs are put that only root can change.
+fn builder() -> Builder {
+    Cell::builder().unwrap()
+}
+
+/// The layout of the self-hosted fork: the wrapper under envd's name, the real one beside it.
+fn shim(arguments: &[&str]) -> Cell {
+    let builder = builder().stand_in("bin/envd.real", "").unwrap();
+    let builder = builder.program(&paths::guest_bin("envd-wrapper").unwrap(), "bin/envd").unwrap();
+    let program = builder.folder().join("bin/envd");
+    builder.run(program, arguments).unwrap()
+}
+
+fn supervised() -> Cell {
+    builder().stand_in("bin/envd", "").unwrap().supervise("bin/envd", "").unwrap()
+}
+
+/// The words that the running envd was called with.
+fn words(cell: &Cell) -> Vec<String> {
+    let printed = cell.sh("tr '\\0' '\\n' </proc/$(pidof envd)/cmdline").unwrap();
+    printed.lines().map(str::to_owned).collect()
+}
+
+/// Which file the running envd was executed from.
+fn file(cell: &Cell) -> String {
+    cell.sh("readlink /proc/$(pidof envd)/exe").unwrap()
+}
+
+/// Writes a program as an updater does: beside its place, and then moved there.
+fn swap(cell: &Cell, name: &str, content: &[u8]) {
+    let part = cell.folder().join("part");
+    fs::write(&part, content).unwrap();
+    fs::set_permissions(&part, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(part, cell.folder().join(name)).unwrap();
+}
+
+fn stand_in() -> Vec<u8> {
+    fs::read(paths::stand_in().unwrap()).unwrap()
+}
+
+#[test]
+fn a_plain_program_passes_arguments_on_and_names_its_child_envd() {
+    let builder = builder().stand_in("bin/envd.real", "").unwrap();
+    let wrapper = paths::guest_bin("envd-wrapper").unwrap();
+    let builder = builder.program(&wrapper, "bin/envd-wrapper").unwrap();
+    let (wrapper, real) = (builder.folder().join("bin/envd-wrapper"), builder.folder().join("bin/envd.real"));
+    let arguments =
+        ["run", "--envd", real.to_str().unwrap(), "--", "--say", "hello --check", "-port", "49983"];
+    let mut cell = builder.run(wrapper, &arguments).unwrap();
+    cell.wait("envd is healthy").unwrap();
+    assert_eq!(words(&cell), ["envd", "--say", "hello --check", "-port", "49983"]);
+    cell.envd().unwrap();
+    cell.stop().unwrap();
+    let printed = cell.stderr().unwrap();
+    for line in ["envd: hello --check", "wrapper: envd is healthy", "envd-init: exit {", "stopped on request"]
+    {
+        assert!(printed.contains(line), "{line} is missing on standard error:\n{printed}");
+    }
+}
+
+#[test]
+fn the_shim_runs_the_real_one_beside_it_and_there_is_one_envd() {
+    let cell = shim(&["-port", "49983", "--resume-handover"]);
+    cell.wait("envd is healthy").unwrap();
+    assert_eq!(words(&cell), ["envd", "-port", "49983"]);
+    assert!(file(&cell).ends_with("/bin/envd.real"));
+    // The builder's own words: quoted, so that two pids would fail.
+    let old = cell.envd().unwrap();
+    cell.sh("kill -TERM \"$(pidof envd)\"").unwrap();
+    cell.other_envd(old).unwrap();
+    assert_eq!(cell.sh("cat /proc/$(pidof envd-wrapper)/comm").unwrap(), "envd-wrapper");
+}
+
+#[test]
+fn a_shim_that_an_updater_overwrote_is_served() {
+    let cell = shim(&[]);
+    cell.wait("envd is healthy").unwrap();
+    let old = cell.envd().unwrap();
+    swap(&cell, "bin/envd", &stand_in());
+    cell.sh("kill -TERM \"$(pidof envd)\"").unwrap();
+    cell.other_envd(old).unwrap();
+    cell.wait_nth("envd is healthy", 2).unwrap();
+    assert!(file(&cell).ends_with("/bin/envd"), "{}", file(&cell));
+}
+
+#[test]
+fn a_new_file_at_the_old_path_is_used_from_the_next_start_on() {
+    let cell = supervised();
+    cell.wait("envd is healthy").unwrap();
+    let old = cell.envd().unwrap();
+    swap(&cell, "bin/envd", &stand_in());
+    assert_eq!(cell.envd().unwrap(), old, "the running one is left alone");
+    cell.sh("kill -TERM \"$(pidof envd)\"").unwrap();
+    cell.other_envd(old).unwrap();
+    cell.wait_nth("envd is healthy", 2).unwrap();
+    assert!(!file(&cell).contains("deleted"), "{}", file(&cell));
+}
+
+/// Each ends served or clearly said, and the good one is back as soon as it is there.
+#[test]
+fn a_file_that_cannot_run_is_named_with_its_reason_and_a_good_one_is_back_at_once() {
+    let mut arm = stand_in();
+    arm[18] = 40;
+    let truncated = stand_in()[..200].to_vec();
+    let bad: [(&[u8], &str); 5] = [
+        (&arm, "is built for 32-bit arm, this machine is"),
+        (&truncated, "is a damaged ELF file|ended by SIG"),
+        (b"#!/no/such/shell\n", "is a script for /no/such/shell, which is missing"),
+        (b"no program\n", "is neither an ELF program nor a script|neither an ELF program nor a script"),
+        (b"", "neither an ELF program nor a script"),
+    ];
+    let cell = supervised();
+    cell.wait("envd is healthy").unwrap();
+    for (turn, (content, reason)) in bad.into_iter().enumerate() {
+        swap(&cell, "bin/envd", content);
+        cell.sh("kill -KILL \"$(pidof envd)\"").unwrap();
+        cell.wait(reason).unwrap();
+        swap(&cell, "bin/envd", &stand_in());
+        cell.wait_nth("envd is healthy", turn + 2).unwrap();
+    }
+}
+
+#[test]
+fn one_that_is_missing_or_not_executable_is_named_and_awaited() {
+    let cell = supervised();
+    cell.wait("envd is healthy").unwrap();
+    let path = cell.folder().join("bin/envd");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    cell.sh("kill -KILL \"$(pidof envd)\"").unwrap();
+    cell.wait(r"cannot execute: \S+/bin/envd is not executable").unwrap();
+    fs::remove_file(&path).unwrap();
+    cell.wait(r"no envd to run; looked at \S+/bin/envd").unwrap();
+    let lines = cell.console().lines().count();
+    cell.sh("sleep 3").unwrap();
+    assert!(cell.console().lines().count() - lines < 20, "it goes on quietly: {}", cell.console());
+    swap(&cell, "bin/envd", &stand_in());
+    cell.wait_nth("envd is healthy", 2).unwrap();
+}
+
+#[test]
+fn in_an_upgrade_in_place_the_process_stays_and_a_crash_afterwards_runs_the_old_path() {
+    let cell = supervised();
+    cell.wait("envd is healthy").unwrap();
+    let (pid, wrapper) = (cell.envd().unwrap(), cell.sh("pidof envd-wrapper").unwrap());
+    let post = |path: &str| {
+        let url = format!("http://127.0.0.1:49983{path}");
+        cell.sh(&format!("curl -s -m 20 -o /dev/null -w '%{{http_code}}' -X POST {url} || true")).unwrap()
+    };
+    assert_eq!(post("/upgrade"), "409", "before the first /init");
+    assert_eq!(post("/init"), "204");
+    post("/upgrade");
+    let resumed = || Ok(words(&cell).contains(&"--resume-handover".to_owned()).then_some(()));
+    wait::until("the new program", wait::BOUND, resumed).unwrap();
+    wait::until("its health", wait::BOUND, || Ok((cell.health()? == 204).then_some(()))).unwrap();
+    assert_eq!((cell.envd().unwrap(), cell.sh("pidof envd-wrapper").unwrap()), (pid, wrapper));
+    assert_eq!(cell.deaths().len(), 0, "{}", cell.console());
+    cell.sh(&format!("kill -KILL {pid}")).unwrap();
+    cell.other_envd(pid).unwrap();
+    assert_eq!(words(&cell), ["envd"], "no handover is awaited from the dead");
+}
+
+#[test]
+fn under_a_bare_shell_script_both_come_back_and_the_line_goes_on() {
+    let cell = shim(&[]);
+    for turn in 1..=3 {
+        cell.wait_nth("envd is healthy", turn).unwrap();
+        let old = cell.envd().unwrap();
+        cell.sh("kill -KILL $(pidof envd-wrapper)").unwrap();
+        cell.other_envd(old).unwrap();
+    }
+}
+
+fn check(arguments: &[&str]) -> (i32, String) {
+    let wrapper = paths::guest_bin("envd-wrapper").unwrap();
+    let output = Command::new(wrapper).arg("--check").args(arguments).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn check_says_what_it_would_run_and_why_and_runs_nothing() {
+    let stand_in = paths::stand_in().unwrap().display().to_string();
+    let (code, said) = check(&["--envd", &stand_in]);
+    assert_eq!((code, said.as_str()), (0, &*format!("{stand_in} (named on the command line): runs\n")));
+    let (code, said) = check(&["--envd", "/no/such/envd"]);
+    assert_eq!((code, said.as_str()), (3, "/no/such/envd (named on the command line): not there\n"));
+    let wrapper = paths::guest_bin("envd-wrapper").unwrap().display().to_string();
+    let (code, said) = check(&["--envd", &wrapper]);
+    assert_eq!(code, 3);
+    assert!(said.contains("is this supervisor, not envd"), "{said}");
+}
+
+/// Provisioning makes /usr/local writable to everybody: what lies there is run only when the configuration pins it.
+#[test]
+fn a_program_that_others_can_change_is_run_only_when_it_is_pinned() {
+    let folder = tempfile::tempdir_in("/var/lib").unwrap();
+    let program = folder.path().join("envd.real");
+    fs::copy(paths::stand_in().unwrap(), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o777)).unwrap();
+    let config = folder.path().join("config.toml");
+    let settle = |more: &str| fs::write(&config, format!("[envd]\nprogram = {program:?}\n{more}")).unwrap();
+    let check_config = || check(&["--config", config.to_str().unwrap()]);
+    settle("");
+    let (_, said) = check_config();
+    assert!(said.contains("others than root can change"), "{said}");
+    settle(&format!("sha256 = {:?}\n", sha256(&program)));
+    let (code, said) = check_config();
+    assert_eq!((code, said.lines().next().unwrap().ends_with("(configured): runs")), (0, true), "{said}");
+    settle(&format!("sha256 = {:?}\n", "0".repeat(64)));
+    assert!(check_config().1.contains("the configuration pins 0000"));
+}
+
+fn sha256(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
+}
