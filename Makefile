@@ -33,7 +33,7 @@ build: guest host ## build the guest's programs and the host's tools
 
 guest:
 	@scripts/setup build
-	@cargo build --release --target $(MUSL) -p init -p envd-wrapper -p vsock-relay
+	@scripts/build-guest $(RUST_ARCH)
 
 host:
 	@scripts/setup build

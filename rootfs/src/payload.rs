@@ -27,7 +27,7 @@ pub enum Error {
 
 type Result<T> = std::result::Result<T, Error>;
 
-/// The guest's programs.
+/// The names of the guest's program, the first of which is the file.
 pub const PROGRAMS: [&str; 3] = ["init", "envd-wrapper", "vsock-relay"];
 /// Names under which our init is called.
 const INIT_NAMES: [&str; 5] = ["init", "reboot", "poweroff", "halt", "shutdown"];
@@ -68,12 +68,18 @@ pub fn program(path: &Path, machine: Machine) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Our three programs.
+/// Our program under its three names. What is one file is installed as one, so that its roles share their pages in memory.
 pub fn programs(plan: &mut Plan, folder: &Path, machine: Machine) -> Result<()> {
-    for name in PROGRAMS {
-        let bytes = program(&folder.join(name), machine)?;
-        plan.file(&format!("{HOME}/{name}"), Content::Bytes(bytes), 0o755);
+    let [first, others @ ..] = PROGRAMS;
+    let main = program(&folder.join(first), machine)?;
+    for name in others {
+        let path = format!("{HOME}/{name}");
+        match program(&folder.join(name), machine)? {
+            same if same == main => plan.link(&path, first),
+            other => plan.file(&path, Content::Bytes(other), 0o755),
+        }
     }
+    plan.file(&format!("{HOME}/{first}"), Content::Bytes(main), 0o755);
     Ok(())
 }
 

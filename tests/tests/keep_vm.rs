@@ -117,7 +117,7 @@ fn envd_has_the_units_world(vm: &Vm, init: Init) {
 
 fn relay_pid(vm: &Vm) -> u32 {
     let command = "for p in $(cat /sys/fs/cgroup/init.scope/cgroup.procs); do \
-                   [ \"$(readlink /proc/$p/exe)\" = /usr/lib/envd-init/vsock-relay ] && echo $p; done; true";
+                   [ \"$(cat /proc/$p/comm)\" = vsock-relay ] && echo $p; done; true";
     vm.sh(Via::Tcp, command).unwrap().parse().expect("one relay in init.scope")
 }
 

@@ -7,6 +7,7 @@
 pub mod endpoint;
 pub mod handshake;
 pub mod pool;
+pub mod program;
 pub mod pump;
 pub mod relay;
 pub mod socket;

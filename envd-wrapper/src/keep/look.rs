@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::Path;
 
 use guest::cmdline::{Cmdline, ip::IpParam};
 use guest::{config, control};
 use nix::ifaddrs::getifaddrs;
 
-const RELAY: &str = "/usr/lib/envd-init/vsock-relay";
+const RELAY: &str = "vsock-relay";
 const RELAY_CGROUP: &str = "/sys/fs/cgroup/init.scope/cgroup.procs";
 
 /// Name of PID 1's program, for messages.
@@ -77,11 +76,9 @@ pub(super) fn relay_pid() -> Option<i32> {
     processes.lines().filter_map(|line| line.parse().ok()).find(|pid: &i32| is_relay(*pid))
 }
 
+/// By its name: the file that it runs from is that of all our programs.
 fn is_relay(pid: i32) -> bool {
-    // A relay that was replaced on disk while it runs is "… (deleted)".
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| {
-        exe == Path::new(RELAY) || exe.to_string_lossy().strip_suffix(" (deleted)") == Some(RELAY)
-    })
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == RELAY)
 }
 
 /// When a process was started, in guest-monotonic time (to the kernel's tick).

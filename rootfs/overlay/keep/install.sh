@@ -40,7 +40,8 @@ case $here in
 *) fail 2 "this script lies in $here; run it where the payload was unpacked: usr/lib/envd-init/install.sh" ;;
 esac
 
-programs="$home/envd-wrapper $home/vsock-relay $home/install.sh"
+programs="$home/init $home/install.sh"
+program_links="$home/envd-wrapper $home/vsock-relay"
 systemd_files="/usr/lib/systemd/system/envd.service.d/zz-envd-init.conf
 /usr/lib/systemd/system/envd-init-relay.service"
 systemd_link=/usr/lib/systemd/system/sysinit.target.wants/envd-init-relay.service
@@ -108,6 +109,7 @@ start_all() {
 
 do_install() {
 	for file in $programs; do put "$file"; done
+	for link in $program_links; do put_link "$link" init; done
 	case $init in
 	systemd)
 		for file in $systemd_files; do put "$file"; done
@@ -138,7 +140,7 @@ do_uninstall() {
 		openrc) run rc-service envd start ;;
 		esac
 	fi
-	for file in $programs; do take "$file"; done
+	for file in $program_links $programs; do take "$file"; done
 	for folder in /usr/lib/systemd/system/envd.service.d /etc/rc.conf.d "$home"; do
 		[ -n "$dry" ] || rmdir "$root$folder" 2>/dev/null || true
 	done

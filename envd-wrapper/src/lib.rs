@@ -35,7 +35,8 @@ const USAGE: u8 = 2;
 /// `--check` found no envd that may run.
 const NOTHING_TO_RUN: u8 = 3;
 
-fn main() -> ExitCode {
+/// The program, under the names `envd-wrapper` and `envd`.
+pub fn main() -> ExitCode {
     match args::parse(std::env::args_os()) {
         Ok(Command::Run(settings)) => run(settings),
         Ok(Command::Check(settings)) => check(&settings),

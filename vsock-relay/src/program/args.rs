@@ -2,13 +2,13 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use lexopt::{Arg, Parser, ValueExt};
-use vsock_relay::{
+use crate::{
     endpoint::{CID_ANY, EndpointError, Map, parse_cid},
     relay::Options,
 };
+use lexopt::{Arg, Parser, ValueExt};
 
-use crate::logging::Log;
+use super::logging::Log;
 
 pub(crate) const HELP: &str = "\
 vsock-relay leads connections that arrive on vsock to envd.
@@ -97,7 +97,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
 }
 
 fn map(text: &str) -> Result<Map, ArgsError> {
-    use vsock_relay::endpoint::Endpoint::{Firecracker, NetnsTcp};
+    use crate::endpoint::Endpoint::{Firecracker, NetnsTcp};
     let map: Map = text.parse()?;
     let host_only =
         [&map.listen, &map.target].into_iter().find(|end| matches!(end, NetnsTcp(..) | Firecracker { .. }));

@@ -6,9 +6,10 @@ mod setup;
 
 use std::process::ExitCode;
 
-use vsock_relay::relay::{Relay, RelayError};
+use crate::relay::{Relay, RelayError};
 
-fn main() -> ExitCode {
+/// The program, under the name `vsock-relay`.
+pub fn main() -> ExitCode {
     let command = match args::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(error) => {
