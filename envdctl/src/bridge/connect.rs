@@ -14,7 +14,10 @@ use vsock_relay::{
     socket::{self, Dialed},
 };
 
-use super::broker::{Broker, BrokerError};
+use super::{
+    broker::{Broker, BrokerError},
+    target::Target,
+};
 
 /// How long a unix socket whose backlog is full is tried again.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
@@ -25,7 +28,7 @@ pub(super) type Stream = UnixStream;
 /// A route that is open.
 #[derive(Debug)]
 pub(super) struct Connected {
-    pub(super) stream: Stream,
+    pub(super) stream: Target,
     /// What the target sent along with its handshake.
     pub(super) early: Vec<u8>,
 }
@@ -45,18 +48,28 @@ pub(super) enum ConnectError {
     SilentVmm(Duration),
 }
 
-/// Opens `endpoint` within `limit`.
+/// How long opening a route may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) connect: Duration,
+    /// For a VMM's answer to CONNECT.
+    pub(super) handshake: Duration,
+}
+
+/// Opens `endpoint` within `limits`.
 pub(super) async fn connect(
     endpoint: &Endpoint,
     broker: Option<&Arc<Broker>>,
-    limit: Duration,
+    limits: Limits,
 ) -> Result<Connected, ConnectError> {
-    let stream = timeout(limit, open(endpoint, broker)).await.map_err(|_| ConnectError::Silent(limit))??;
+    let stream = timeout(limits.connect, open(endpoint, broker))
+        .await
+        .map_err(|_| ConnectError::Silent(limits.connect))??;
     match endpoint {
-        Endpoint::Firecracker { port, .. } => {
-            timeout(limit, shake(stream, *port)).await.map_err(|_| ConnectError::SilentVmm(limit))?
-        }
-        _ => Ok(Connected { stream, early: Vec::new() }),
+        Endpoint::Firecracker { port, .. } => timeout(limits.handshake, shake(stream, *port))
+            .await
+            .map_err(|_| ConnectError::SilentVmm(limits.handshake))?,
+        _ => Ok(Connected { stream: Target::new(stream, false), early: Vec::new() }),
     }
 }
 
@@ -109,6 +122,7 @@ async fn pending(socket: OwnedFd) -> io::Result<Stream> {
 
 /// The hybrid handshake: the line in one write, nothing more before the answer, and what follows it is payload.
 async fn shake(stream: Stream, port: u32) -> Result<Connected, ConnectError> {
+    let stream = Target::new(stream, true);
     let request = handshake::request(port);
     let mut handshake = Handshake::new(port);
     // A socket that was just adopted counts as not writable until the reactor has looked at it.

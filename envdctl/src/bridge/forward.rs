@@ -6,6 +6,7 @@ use std::{
     io,
     pin::{Pin, pin},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use tokio::{
@@ -14,10 +15,16 @@ use tokio::{
 };
 use vsock_relay::{
     pool::{Limits, Pool},
-    pump::{Phase, Pump, Side, Stream as PumpStream},
+    pump::{HALF_OPEN_IDLE, Phase, Pump, Side, Stream as PumpStream},
 };
 
-use super::connect::Stream;
+use super::{
+    connect::Stream,
+    presence::{self, Presence},
+};
+
+/// While an answer is awaited for a client whose bytes have ended, it is looked at this often.
+const LOOK: Duration = Duration::from_millis(250);
 
 thread_local! {
     /// The bridge is one thread; at most 64 MiB wait in large buffers for slow peers, then small ones are used.
@@ -36,25 +43,32 @@ pub(super) trait Meter {
 
 /// The pump's view of a tokio socket. Reads go through `poll_read`, because that knows that a short read has emptied
 /// the socket, and saves the read that would only say so.
-struct Peer<'a>(&'a mut Stream);
+struct Peer<'a> {
+    stream: &'a mut Stream,
+    side: Side,
+}
 
 impl PumpStream for Peer<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut context = Context::from_waker(Waker::noop());
         let mut buffer = ReadBuf::new(buffer);
-        match Pin::new(&mut *self.0).poll_read(&mut context, &mut buffer) {
+        match Pin::new(&mut *self.stream).poll_read(&mut context, &mut buffer) {
             Poll::Ready(result) => result.map(|()| buffer.filled().len()),
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
+        self.stream.try_write(bytes)
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {
         use std::os::fd::AsFd;
-        Ok(rustix::net::shutdown(self.0.as_fd(), rustix::net::Shutdown::Write)?)
+        Ok(rustix::net::shutdown(self.stream.as_fd(), rustix::net::Shutdown::Write)?)
+    }
+
+    fn is_gone(&mut self) -> bool {
+        self.side == Side::Client && presence::of(self.stream) == Presence::Gone
     }
 }
 
@@ -75,7 +89,7 @@ pub(super) async fn forward(
     pump: &mut Pump,
     meter: &impl Meter,
 ) -> Outcome {
-    let mut bound = Bound::default();
+    let mut bound = Bound { phase: Phase::Open, moved: 0, over: Instant::now() };
     let mut timer = pin!(sleep_until(Instant::now()));
     poll_fn(|context| {
         let mut driver = Driver { client: &mut *client, target: &mut *target, pump: &mut *pump };
@@ -85,10 +99,10 @@ pub(super) async fn forward(
 }
 
 /// The end of the current phase.
-#[derive(Default)]
 struct Bound {
-    phase: Option<Phase>,
+    phase: Phase,
     moved: u64,
+    over: Instant,
 }
 
 struct Driver<'a> {
@@ -119,14 +133,14 @@ impl Driver<'_> {
             if phase == Phase::Done {
                 return Poll::Ready(Outcome::Done);
             }
-            bound.enter(phase, up_now + down_now, timer.as_mut());
+            bound.enter(phase, up_now + down_now, self.client, timer.as_mut());
             if self.pump.is_runnable() {
                 // The budget is used up: let the others have their turn.
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
             if !self.register(context) {
-                return bound.poll(context, up_now + down_now, timer);
+                return bound.poll(context, up_now + down_now, self.client, timer);
             }
         }
     }
@@ -136,7 +150,9 @@ impl Driver<'_> {
     }
 
     fn turn(&mut self) -> Phase {
-        with_pool(|pool| self.pump.turn(&mut Peer(self.client), &mut Peer(self.target), pool))
+        let mut client = Peer { stream: self.client, side: Side::Client };
+        let mut target = Peer { stream: self.target, side: Side::Target };
+        with_pool(|pool| self.pump.turn(&mut client, &mut target, pool))
     }
 
     /// Asks for the wake-ups that the pump waits for; whether something is ready already.
@@ -164,26 +180,52 @@ impl Driver<'_> {
 }
 
 impl Bound {
-    fn enter(&mut self, phase: Phase, moved: u64, timer: Pin<&mut Sleep>) {
-        if self.phase == Some(phase) {
-            return;
-        }
-        self.phase = Some(phase);
-        self.moved = moved;
-        if let Some(limit) = phase.limit() {
-            timer.reset(Instant::now() + limit);
+    fn enter(&mut self, phase: Phase, moved: u64, client: &Stream, timer: Pin<&mut Sleep>) {
+        if self.phase != phase {
+            self.phase = phase;
+            self.restart(moved, client, timer);
         }
     }
 
-    /// Only a bounded phase arms a timer; while bytes move it is armed anew.
-    fn poll(&mut self, context: &mut Context<'_>, moved: u64, mut timer: Pin<&mut Sleep>) -> Poll<Outcome> {
-        let Some(limit) = self.phase.and_then(Phase::limit) else { return Poll::Pending };
+    /// Only a bounded phase arms a timer.
+    fn restart(&mut self, moved: u64, client: &Stream, timer: Pin<&mut Sleep>) {
+        let Some(limit) = self.limit(client) else { return };
+        self.moved = moved;
+        self.over = Instant::now() + limit;
+        timer.reset(self.next());
+    }
+
+    /// A client that is known to be there is waited for as long as one behind a transport that keeps half-close.
+    fn limit(&self, client: &Stream) -> Option<Duration> {
+        let waits = self.phase == Phase::Draining && presence::of(client) == Presence::There;
+        if waits { Some(HALF_OPEN_IDLE) } else { self.phase.limit() }
+    }
+
+    fn next(&self) -> Instant {
+        if self.phase == Phase::Draining { self.over.min(Instant::now() + LOOK) } else { self.over }
+    }
+
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        moved: u64,
+        client: &Stream,
+        mut timer: Pin<&mut Sleep>,
+    ) -> Poll<Outcome> {
+        if self.phase.limit().is_none() {
+            return Poll::Pending;
+        }
         while timer.as_mut().poll(context).is_ready() {
-            if moved == self.moved {
+            if self.phase == Phase::Draining && presence::of(client) == Presence::Gone {
+                return Poll::Ready(Outcome::Done);
+            }
+            if moved != self.moved {
+                self.restart(moved, client, timer.as_mut());
+            } else if Instant::now() < self.over {
+                timer.as_mut().reset(self.next());
+            } else {
                 return Poll::Ready(Outcome::Overdue);
             }
-            self.moved = moved;
-            timer.as_mut().reset(Instant::now() + limit);
         }
         Poll::Pending
     }

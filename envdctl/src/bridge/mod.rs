@@ -18,6 +18,7 @@ mod log;
 mod metrics;
 mod notify;
 mod page;
+mod presence;
 mod privilege;
 mod probe;
 mod prober;
@@ -25,6 +26,7 @@ mod sandbox;
 mod schedule;
 mod selector;
 mod service;
+mod target;
 mod watch;
 
 use std::{io, os::fd::AsFd, path::PathBuf, time::Duration};

@@ -12,16 +12,22 @@ use std::{
     time::Duration,
 };
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 use vsock_relay::endpoint::Endpoint;
 
 use super::{
     broker::Broker,
-    connect::{ConnectError, connect},
+    connect::{ConnectError, Limits, Stream, connect},
 };
 
 const REQUEST: &[u8] =
     b"GET /health HTTP/1.1\r\nHost: localhost\r\nUser-Agent: envdctl-bridge\r\nConnection: close\r\n\r\n";
+/// A VMM that has taken CONNECT answers when its VM goes on, however long that was paused: to ask again and again
+/// meanwhile would only pile up connections in it. But there are VMMs that forget what was asked before the guest's driver came.
+const PAUSED: Duration = Duration::from_secs(5);
 /// A status line is shorter than this (bytes).
 const ENOUGH: usize = 64;
 /// What envd answers.
@@ -34,6 +40,8 @@ pub(super) enum ProbeError {
     Connect(#[from] ConnectError),
     #[error("it connects, and GET /health is then cut off ({0})")]
     Cut(#[source] io::Error),
+    #[error("it connects, and GET /health has no answer for {} ms", .0.as_millis())]
+    Silent(Duration),
     #[error("it connects, and is then closed without an answer to GET /health")]
     Closed,
     #[error("GET /health is answered {0}, not 204: that is no healthy envd")]
@@ -62,19 +70,25 @@ impl Progress {
     }
 }
 
-/// Asks once. The caller bounds the time.
+/// Asks once. Connecting and the answer have `limit` each.
 pub(super) async fn probe(
     endpoint: &Endpoint,
     broker: Option<&Arc<Broker>>,
     progress: &Progress,
     limit: Duration,
 ) -> Result<(), ProbeError> {
-    let mut connected = connect(endpoint, broker, limit).await?;
+    let limits = Limits { connect: limit, handshake: PAUSED };
+    let mut connected = connect(endpoint, broker, limits).await?;
     progress.connected();
-    connected.stream.write_all(REQUEST).await.map_err(ProbeError::Cut)?;
-    let mut head = connected.early;
+    let answer = timeout(limit, ask(&mut connected.stream, connected.early)).await;
+    answer.map_err(|_| ProbeError::Silent(limit))?
+}
+
+async fn ask(stream: &mut Stream, early: Vec<u8>) -> Result<(), ProbeError> {
+    stream.write_all(REQUEST).await.map_err(ProbeError::Cut)?;
+    let mut head = early;
     while head.len() < ENOUGH && !head.contains(&b'\n') {
-        let count = connected.stream.read_buf(&mut head).await.map_err(ProbeError::Cut)?;
+        let count = stream.read_buf(&mut head).await.map_err(ProbeError::Cut)?;
         if count == 0 {
             return Err(if head.is_empty() { ProbeError::Closed } else { ProbeError::NotHttp });
         }

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     task::JoinSet,
-    time::{sleep, sleep_until, timeout},
+    time::{sleep, sleep_until},
 };
 
 use super::{
@@ -71,15 +71,25 @@ impl Prober {
             for route in self.schedule.due(view, now) {
                 self.begin(route, now);
             }
-            let wake = self.schedule.wake_at(view, now).unwrap_or(now + PROBE_LIMIT);
-            tokio::select! {
-                Some(Ok(answer)) = self.probes.join_next() => self.take(answer),
-                () = sleep_until(wake.into()) => {}
-                () = self.sandbox.wanted.notified() => {}
+            let wake = self.wake_at(view, now);
+            let answered = tokio::select! {
+                Some(Ok(answer)) = self.probes.join_next() => { self.take(answer); true }
+                () = sleep_until(wake.into()) => false,
+                () = self.sandbox.wanted.notified() => false,
+            };
+            let now = Instant::now();
+            if self.take_overdue(now) || answered {
+                self.decide(now);
             }
-            self.take_overdue(Instant::now());
-            self.decide(Instant::now());
+            self.mind_helplessness(now);
         }
+    }
+
+    /// When to go on although nothing is heard.
+    fn wake_at(&self, view: View, now: Instant) -> Instant {
+        let probe = self.schedule.wake_at(view, now).unwrap_or(now + PROBE_LIMIT);
+        let telling = self.helpless.filter(|(_, told)| !told).map(|(since, _)| since + PATIENCE);
+        telling.map_or(probe, |at| at.min(probe))
     }
 
     /// Ends the task, under the lock, when the last client has gone.
@@ -103,12 +113,8 @@ impl Prober {
         let sandbox = Arc::clone(&self.sandbox);
         self.probes.spawn(async move {
             let broker = sandbox.world.broker.as_ref();
-            let asking = probe(&sandbox.routes[route].endpoint, broker, &progress, PROBE_LIMIT);
-            let result = match timeout(PROBE_LIMIT, asking).await {
-                Ok(result) => result.map_err(|error| error.to_string()),
-                Err(_) => Err(progress.reason(PROBE_LIMIT)),
-            };
-            Answer { route, begun: now, result }
+            let result = probe(&sandbox.routes[route].endpoint, broker, &progress, PROBE_LIMIT).await;
+            Answer { route, begun: now, result: result.map_err(|error| error.to_string()) }
         });
     }
 
@@ -131,8 +137,11 @@ impl Prober {
     }
 
     /// Silence counts as failure, unless the guest has been heard over that very route meanwhile: then it is only busy.
-    fn take_overdue(&mut self, now: Instant) {
-        for (route, begun) in self.schedule.overdue(now) {
+    /// Whether there was any.
+    fn take_overdue(&mut self, now: Instant) -> bool {
+        let overdue = self.schedule.overdue(now);
+        for (route, begun) in &overdue {
+            let (route, begun) = (*route, *begun);
             let mut state = self.sandbox.lock();
             if self.sandbox.heard_since(route, begun) {
                 state.selector.answered(route, now.saturating_duration_since(begun), now);
@@ -140,15 +149,17 @@ impl Prober {
                 state.selector.failed(route, self.progress[route].reason(OVERDUE), now);
             }
         }
+        !overdue.is_empty()
     }
 
+    /// Acts on what was learned, and tells those who wait. Only then: a client that is told asks for a probe if it still
+    /// finds no route, so news of nothing would go round and round.
     fn decide(&mut self, now: Instant) {
         let switch = self.sandbox.lock().selector.decide(now);
         if let Some(switch) = switch {
             self.apply(&switch, now);
         }
         self.sandbox.news.send_modify(|version| *version = version.wrapping_add(1));
-        self.mind_helplessness(now);
     }
 
     fn apply(&self, switch: &Switch, now: Instant) {

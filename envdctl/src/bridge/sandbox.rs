@@ -30,17 +30,18 @@ use vsock_relay::{
 
 use super::{
     broker::Broker,
-    connect::{Stream, adopt, connect},
+    connect::{Limits, Stream, adopt, connect},
     forward::{Meter, Outcome, forward, with_pool},
     log::{Level, say},
     metrics::{RouteMetrics, RouteSample, Sample, SandboxMetrics},
+    presence::{self, Presence},
     prober,
     selector::Selector,
 };
 
 /// How long one connect over a route may take before another route is considered.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// A client whose bytes have ended has this long to get a route; most such clients have simply left.
+const CONNECT_LIMITS: Limits = Limits { connect: Duration::from_secs(1), handshake: Duration::from_secs(1) };
+/// A client whose bytes have ended has this long to get a route where nobody can tell whether it has left.
 const ENDED_CLIENT: Duration = Duration::from_secs(1);
 /// Pauses between dials of one client: a random part of twice as much each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -153,10 +154,10 @@ impl Sandbox {
             }
         };
         let heard = Arc::new(AtomicU64::new(0));
-        let presence = Presence::new(self);
-        let id = presence.id;
+        let membership = Membership::new(self);
+        let id = membership.id;
         let task = tokio::spawn(
-            Client { stream: client, rule, presence, heard: Arc::clone(&heard), _permit: permit }.serve(),
+            Client { stream: client, rule, membership, heard: Arc::clone(&heard), _permit: permit }.serve(),
         );
         // The task cannot have run yet: the bridge is one thread.
         self.lock().open.insert(id, Open { route: None, task: task.abort_handle(), heard });
@@ -231,12 +232,12 @@ impl Sandbox {
 }
 
 /// Counts a client in, and out again however its task ends.
-struct Presence {
+struct Membership {
     sandbox: Arc<Sandbox>,
     id: u64,
 }
 
-impl Presence {
+impl Membership {
     fn new(sandbox: &Arc<Sandbox>) -> Self {
         let mut state = sandbox.lock();
         let id = state.next_id;
@@ -247,7 +248,7 @@ impl Presence {
     }
 }
 
-impl Drop for Presence {
+impl Drop for Membership {
     fn drop(&mut self) {
         self.sandbox.metrics.open.sub(1);
         let mut state = self.sandbox.lock();
@@ -283,7 +284,7 @@ struct Client {
     stream: Stream,
     /// What the transport towards it makes of a half-close.
     rule: HalfClose,
-    presence: Presence,
+    membership: Membership,
     heard: Arc<AtomicU64>,
     /// Its place among all connections of the bridge.
     _permit: OwnedSemaphorePermit,
@@ -310,7 +311,7 @@ impl Meter for RouteMeter<'_> {
 
 impl Client {
     async fn serve(mut self) {
-        let sandbox = Arc::clone(&self.presence.sandbox);
+        let sandbox = Arc::clone(&self.membership.sandbox);
         let mut pump = Pump::new(self.rule, HalfClose::Kept);
         let deadline = Instant::now() + sandbox.world.policy.hold;
         let mut pause = FIRST_PAUSE;
@@ -358,7 +359,11 @@ impl Client {
         loop {
             sleep(ENDED_CLIENT / 4).await;
             if self.has_ended() {
-                return sleep(ENDED_CLIENT).await;
+                match presence::of(&self.stream) {
+                    Presence::There => {}
+                    Presence::Gone => return,
+                    Presence::Unknown => return sleep(ENDED_CLIENT).await,
+                }
             }
         }
     }
@@ -374,12 +379,12 @@ impl Client {
     async fn attempt(&mut self, sandbox: &Arc<Sandbox>, index: usize, pump: &mut Pump) -> bool {
         let route = &sandbox.routes[index];
         // Why it failed is found out, and said, by the probe that the doubt brings.
-        let Ok(connected) = connect(&route.endpoint, sandbox.world.broker.as_ref(), CONNECT_LIMIT).await
+        let Ok(connected) = connect(&route.endpoint, sandbox.world.broker.as_ref(), CONNECT_LIMITS).await
         else {
             sandbox.doubt(index);
             return false;
         };
-        if let Some(open) = sandbox.lock().open.get_mut(&self.presence.id) {
+        if let Some(open) = sandbox.lock().open.get_mut(&self.membership.id) {
             open.route = Some(index);
         }
         route.metrics.connections.add(1);
@@ -391,7 +396,7 @@ impl Client {
         let outcome = forward(&mut self.stream, &mut target, pump, &meter).await;
         if outcome == Outcome::Untouched {
             sandbox.doubt(index);
-            if let Some(open) = sandbox.lock().open.get_mut(&self.presence.id) {
+            if let Some(open) = sandbox.lock().open.get_mut(&self.membership.id) {
                 open.route = None;
             }
         }
