@@ -53,11 +53,13 @@
 pub mod bridge;
 pub mod cell;
 pub mod envd;
+pub mod firecracker;
 pub mod http;
 pub mod image;
 pub mod keep;
 pub mod net;
 pub mod paths;
+pub mod relay;
 pub mod sweep;
 pub mod vm;
 pub mod wait;

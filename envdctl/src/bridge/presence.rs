@@ -149,7 +149,7 @@ mod tests {
     #[tokio::test]
     async fn a_unix_client_that_half_closed_is_there_and_one_that_closed_is_gone() {
         let (client, accepted) = Stream::pair().unwrap();
-        rustix::net::shutdown(&client, rustix::net::Shutdown::Write).unwrap();
+        net::shutdown(&client, net::Shutdown::Write).unwrap();
         assert_eq!(of(&accepted), Presence::There);
         drop(client);
         assert_eq!(of(&accepted), Presence::Gone);

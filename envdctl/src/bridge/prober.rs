@@ -25,15 +25,17 @@ const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// When no route answers for this long, it is said.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A client waits: starts the prober, or wakes it.
+/// A client waits: wakes the prober.
 pub(super) fn want(sandbox: &Arc<Sandbox>) {
-    let mut state = sandbox.lock();
-    if std::mem::replace(&mut state.probing, true) {
-        drop(state);
-        return sandbox.wanted.notify_one();
+    watch(sandbox);
+    sandbox.wanted.notify_one();
+}
+
+/// A client is there: starts the prober, unless it runs.
+pub(super) fn watch(sandbox: &Arc<Sandbox>) {
+    if !std::mem::replace(&mut sandbox.lock().probing, true) {
+        tokio::spawn(Prober::new(Arc::clone(sandbox)).run());
     }
-    drop(state);
-    tokio::spawn(Prober::new(Arc::clone(sandbox)).run());
 }
 
 /// What one probe found.
@@ -55,8 +57,13 @@ struct Prober {
 impl Prober {
     fn new(sandbox: Arc<Sandbox>) -> Self {
         let count = sandbox.routes.len();
+        let mut schedule = Schedule::new(count);
+        // Clients that come one by one are not worth a probe each.
+        for (route, at) in sandbox.lock().selector.fresh(Instant::now()) {
+            schedule.ended(route, true, at);
+        }
         Self {
-            schedule: Schedule::new(count),
+            schedule,
             probes: JoinSet::new(),
             progress: vec![Progress::default(); count],
             helpless: None,
@@ -103,7 +110,8 @@ impl Prober {
         let state = self.sandbox.lock();
         let current = state.selector.current();
         let wanted = state.waiting > 0 && state.selector.usable(now).is_none();
-        View { current, current_broken: state.selector.is_broken(current), wanted }
+        let quiet = state.waiting == 0 && self.sandbox.is_quiet(now);
+        View { current, current_broken: state.selector.is_broken(current), wanted, quiet }
     }
 
     fn begin(&mut self, route: usize, now: Instant) {

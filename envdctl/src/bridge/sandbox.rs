@@ -43,6 +43,8 @@ use super::{
 const CONNECT_LIMITS: Limits = Limits { connect: Duration::from_secs(1), handshake: Duration::from_secs(1) };
 /// A client whose bytes have ended has this long to get a route where nobody can tell whether it has left.
 const ENDED_CLIENT: Duration = Duration::from_secs(1);
+/// Clients that have sent nothing for this long are at rest.
+const QUIET: Duration = Duration::from_secs(2);
 /// Pauses between dials of one client: a random part of twice as much each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
@@ -100,6 +102,8 @@ pub(super) struct Sandbox {
     pub(super) news: watch::Sender<u64>,
     /// Wakes the prober.
     pub(super) wanted: Notify,
+    /// When a client last came or sent something, in milliseconds since the bridge started.
+    asked: AtomicU64,
     pub(super) metrics: SandboxMetrics,
 }
 
@@ -122,6 +126,7 @@ impl Sandbox {
             state: Mutex::new(state),
             news: watch::Sender::new(0),
             wanted: Notify::new(),
+            asked: AtomicU64::new(0),
             metrics: SandboxMetrics::default(),
         })
     }
@@ -133,6 +138,20 @@ impl Sandbox {
     /// Milliseconds since the bridge started.
     pub(super) fn millis(&self, at: Instant) -> u64 {
         at.saturating_duration_since(self.world.started).as_millis() as u64
+    }
+
+    /// A client has come, or has sent something: routes are watched closely again.
+    fn asked(&self, now: u64) {
+        let before = self.asked.swap(now, Ordering::Relaxed);
+        if now.saturating_sub(before) > QUIET.as_millis() as u64 {
+            self.wanted.notify_one();
+        }
+    }
+
+    /// Whether no client has asked anything for a while.
+    pub(super) fn is_quiet(&self, now: Instant) -> bool {
+        let asked = self.asked.load(Ordering::Relaxed);
+        self.millis(now).saturating_sub(asked) > QUIET.as_millis() as u64
     }
 
     /// Whether the guest has sent anything over a route since `since`.
@@ -147,6 +166,7 @@ impl Sandbox {
     /// Takes over a client that was accepted.
     pub(super) fn take(self: &Arc<Self>, client: OwnedFd, rule: HalfClose, permit: OwnedSemaphorePermit) {
         self.metrics.accepted.add(1);
+        self.asked(self.millis(Instant::now()));
         let client = match adopt(client) {
             Ok(client) => client,
             Err(error) => {
@@ -161,6 +181,7 @@ impl Sandbox {
         );
         // The task cannot have run yet: the bridge is one thread.
         self.lock().open.insert(id, Open { route: None, task: task.abort_handle(), heard });
+        prober::watch(self);
     }
 
     /// Closes the connections over a route that broke, but for those that the guest has sent something over since
@@ -301,8 +322,11 @@ impl Meter for RouteMeter<'_> {
     fn moved(&self, up: u64, down: u64) {
         self.route.metrics.bytes_up.add(up);
         self.route.metrics.bytes_down.add(down);
+        let now = self.sandbox.millis(Instant::now());
+        if up > 0 {
+            self.sandbox.asked(now);
+        }
         if down > 0 {
-            let now = self.sandbox.millis(Instant::now());
             self.heard.store(now, Ordering::Relaxed);
             self.route.heard.store(now, Ordering::Relaxed);
         }

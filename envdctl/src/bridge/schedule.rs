@@ -6,7 +6,8 @@
 //! | one that is preferred to it | every [`RETURN`] while clients are open, to find out when it is well again |
 //! | any other | while the current one is broken, or has been silent for [`HEDGE`] |
 //!
-//! A route that failed is asked again after a pause that doubles from [`FIRST_PAUSE`] to [`MONITOR`]. A probe that has had no answer
+//! While no client has asked anything for a while (idle connections of a pool, a terminal left open, a stream that only flows
+//! out) no route is asked more often than every [`REST`]: each probe wakes the guest. A route that failed is asked again after a pause that doubles from [`FIRST_PAUSE`] to [`MONITOR`]. A probe that has had no answer
 //! for [`OVERDUE`] counts as failed, though it goes on: a relay that holds connections for a restarting envd answers
 //! late, and then at once. When nobody is there no route is probed.
 
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 pub(super) const MONITOR: Duration = Duration::from_millis(400);
 /// How often a preferred route is asked that is not in use.
 pub(super) const RETURN: Duration = Duration::from_secs(1);
+/// How often any route is asked at most while clients are open that ask nothing.
+pub(super) const REST: Duration = Duration::from_secs(3);
 /// How long the route in use may be silent until the others are asked too.
 pub(super) const HEDGE: Duration = Duration::from_millis(200);
 /// How long a route may be silent until another takes its place.
@@ -39,6 +42,8 @@ pub(super) struct View {
     pub(super) current_broken: bool,
     /// A client waits, and the last answer of the current route is too old for it.
     pub(super) wanted: bool,
+    /// No client has sent anything for a while, and none waits.
+    pub(super) quiet: bool,
 }
 
 #[derive(Debug)]
@@ -113,6 +118,7 @@ impl Schedule {
         };
         let pause =
             if route != view.current && !self.is_urgent(view, now) { pause.max(RETURN) } else { pause };
+        let pause = if view.quiet { pause.max(REST) } else { pause };
         self.is_of_interest(route, view, now).then_some(ended + pause)
     }
 
@@ -131,7 +137,7 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    const WELL: View = View { current: 0, current_broken: false, wanted: false };
+    const WELL: View = View { current: 0, current_broken: false, wanted: false, quiet: false };
 
     fn schedule() -> (Schedule, Instant) {
         (Schedule::new(2), Instant::now())
@@ -147,6 +153,23 @@ mod tests {
         assert!(schedule.due(WELL, now).is_empty());
         assert_eq!(schedule.wake_at(WELL, now), Some(now + MONITOR));
         assert_eq!(schedule.due(View { wanted: true, ..WELL }, now), [0]);
+    }
+
+    #[test]
+    fn clients_that_ask_nothing_cost_few_probes_and_one_that_asks_is_not_kept_waiting() {
+        let (mut schedule, now) = schedule();
+        let quiet = View { quiet: true, ..WELL };
+        schedule.begun(0, now);
+        schedule.ended(0, true, now);
+        assert_eq!(schedule.wake_at(quiet, now), Some(now + REST));
+        assert_eq!(schedule.due(View { wanted: true, ..WELL }, now), [0]);
+        schedule.begun(0, now);
+        schedule.ended(0, false, now);
+        assert_eq!(
+            schedule.wake_at(View { current_broken: true, ..quiet }, now),
+            Some(now),
+            "the other route, once"
+        );
     }
 
     #[test]

@@ -78,6 +78,12 @@ impl Selector {
         self.routes[self.current].is_well(now).then_some(self.current)
     }
 
+    /// The routes that are well, and when they answered.
+    pub(super) fn fresh(&self, now: Instant) -> Vec<(usize, Instant)> {
+        let well = self.routes.iter().enumerate().filter(|(_, route)| route.is_well(now));
+        well.filter_map(|(index, route)| Some((index, route.last_ok?))).collect()
+    }
+
     pub(super) fn is_broken(&self, route: usize) -> bool {
         self.routes[route].is_broken()
     }
