@@ -34,7 +34,7 @@ pub fn bursts(door: &Door, count: usize) -> Result<()> {
 
 /// `count` echoes of `size` bytes at once; each must come back as it went.
 pub fn echoes(door: &Door, count: usize, size: usize, seed: u64) -> Result<()> {
-    each_of(count, |number| echo(door.open(PEER)?, seed.wrapping_add(number as u64), size))
+    each_of(count, |number| echo(&door.open(PEER)?, seed.wrapping_add(number as u64), size))
 }
 
 /// Runs `work` for each number at once; what failed is counted, and the first failure told.
@@ -57,16 +57,17 @@ fn each_of(count: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()
     }
 }
 
-fn echo(stream: UnixStream, seed: u64, size: usize) -> Result<()> {
+fn echo(stream: &UnixStream, seed: u64, size: usize) -> Result<()> {
+    let (mut source, mut sink) = (stream, stream);
     let bytes = noise(seed, size);
     let mut back = vec![0; size];
     thread::scope(|scope| -> Result<()> {
         let sender = thread::Builder::new().stack_size(STACK);
         let sending = sender.spawn_scoped(scope, || {
-            (&stream).write_all(b"e")?;
-            (&stream).write_all(&bytes)
+            sink.write_all(b"e")?;
+            sink.write_all(&bytes)
         })?;
-        (&stream).read_exact(&mut back).context("reading the echo")?;
+        source.read_exact(&mut back).context("reading the echo")?;
         sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).context("sending")
     })?;
     ensure!(

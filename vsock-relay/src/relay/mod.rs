@@ -11,6 +11,7 @@
 mod connection;
 mod counters;
 mod listener;
+mod quiet;
 mod server;
 mod target;
 mod timers;

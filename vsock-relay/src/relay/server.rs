@@ -19,6 +19,7 @@ use super::{
     connection::{Connection, Key, Stage, Table},
     counters::Counters,
     listener::{Accepted, Listener},
+    quiet::Quiet,
     target::Target,
     timers::{Timer, Timers},
 };
@@ -70,6 +71,8 @@ pub struct Relay {
     dials: Vec<Key>,
     open_tries: u32,
     at_limit: bool,
+    quiet_limit: Quiet,
+    quiet_refusals: Quiet,
     draining: bool,
     ended: bool,
 }
@@ -100,6 +103,8 @@ impl Relay {
             dials: Vec::new(),
             open_tries: OPEN_TRIES,
             at_limit: false,
+            quiet_limit: Quiet::default(),
+            quiet_refusals: Quiet::default(),
             draining: false,
             ended: false,
         };
@@ -257,8 +262,8 @@ impl Relay {
         if self.table.len() < self.options.max_connections {
             return false;
         }
-        if !self.at_limit {
-            self.at_limit = true;
+        self.at_limit = true;
+        if self.quiet_limit.is_over(now()) {
             warn!(
                 "{}: {} connections, the limit: new ones wait until one ends",
                 self.listeners[map].endpoint,
@@ -307,12 +312,14 @@ impl Relay {
         if self.targets[map].is_down() { self.hold(key) } else { self.dial(key) }
     }
 
-    fn is_welcome(&self, client: &OwnedFd) -> bool {
+    fn is_welcome(&mut self, client: &OwnedFd) -> bool {
         let Some(wanted) = self.options.peer_cid else { return true };
         match socket::peer_cid(client) {
             Ok(cid) if cid == wanted => true,
             Ok(cid) => {
-                warn!("refused a vsock connection from CID {cid}: only CID {wanted} is served");
+                if self.quiet_refusals.is_over(now()) {
+                    warn!("refused a vsock connection from CID {cid}: only CID {wanted} is served");
+                }
                 false
             }
             // Reset already: it has left.

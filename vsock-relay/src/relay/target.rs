@@ -13,13 +13,11 @@ use std::{collections::VecDeque, io, time::Duration};
 use guest::clock::Moment;
 use tracing::{debug, info, warn};
 
-use super::connection::Key;
+use super::{connection::Key, quiet::Quiet};
 use crate::endpoint::Endpoint;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-/// An outage that follows the last one this soon is not told again: a target that flaps would fill the console.
-const QUIET: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 struct Outage {
@@ -35,13 +33,14 @@ pub(super) struct Target {
     pub(super) endpoint: Endpoint,
     held: VecDeque<Key>,
     outage: Option<Outage>,
-    last_told: Option<Moment>,
+    /// A target that flaps would fill the console.
+    quiet: Quiet,
     expired: u64,
 }
 
 impl Target {
     pub(super) fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, held: VecDeque::new(), outage: None, last_told: None, expired: 0 }
+        Self { endpoint, held: VecDeque::new(), outage: None, quiet: Quiet::default(), expired: 0 }
     }
 
     pub(super) fn is_down(&self) -> bool {
@@ -66,9 +65,8 @@ impl Target {
             }
             return;
         }
-        let told = self.last_told.is_none_or(|last| now.saturating_sub(last) > QUIET);
+        let told = self.quiet.is_over(now);
         if told {
-            self.last_told = Some(now);
             info!(
                 "{} takes no connections ({error}): holding new ones up to {} s",
                 self.endpoint,
