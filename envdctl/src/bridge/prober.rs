@@ -17,11 +17,13 @@ use super::{
     probe::{Progress, probe},
     sandbox::Sandbox,
     schedule::{OVERDUE, PROBE_LIMIT, Schedule, View},
-    selector::{FRESH, Switch},
+    selector::Switch,
 };
 
 /// Connections that the guest still spoke over when their route broke are looked at again after this long.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// All those over a route that was only silent: a guest that is busy has this much longer to answer.
+const GRACE: Duration = Duration::from_millis(400);
 /// When no route answers for this long, it is said.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -154,7 +156,7 @@ impl Prober {
             if self.sandbox.heard_since(route, begun) {
                 state.selector.answered(route, now.saturating_duration_since(begun), now);
             } else {
-                state.selector.failed(route, self.progress[route].reason(OVERDUE), now);
+                state.selector.fell_silent(route, self.progress[route].reason(OVERDUE), now);
             }
         }
         !overdue.is_empty()
@@ -175,7 +177,8 @@ impl Prober {
         sandbox.metrics.failovers.add(1);
         let (from, to) = (&sandbox.routes[switch.from].endpoint, &sandbox.routes[switch.to].endpoint);
         let since = now.checked_sub(OVERDUE).unwrap_or(now);
-        let (closed, spared) = if switch.broken { sandbox.close_over(switch.from, since) } else { (0, 0) };
+        let closes = switch.broken && !switch.silence;
+        let (closed, spared) = if closes { sandbox.close_over(switch.from, since) } else { (0, 0) };
         let closing =
             if closed > 0 { format!("; closed {closed} connections over it") } else { String::new() };
         let text = format!("route {from} -> {to}: {}{closing}", switch.reason);
@@ -183,8 +186,9 @@ impl Prober {
         let fields: [(&str, &dyn ToString); 4] =
             [("from", from), ("to", to), ("reason", &switch.reason), ("closed", &closed)];
         sandbox.say(level, "route", &text, &fields);
-        if spared > 0 {
-            tokio::spawn(look_again(Arc::clone(sandbox), switch.from));
+        if spared > 0 || switch.silence {
+            let pause = if switch.silence { GRACE } else { SECOND_LOOK };
+            tokio::spawn(look_again(Arc::clone(sandbox), switch.from, pause));
         }
     }
 
@@ -224,14 +228,21 @@ impl Prober {
 }
 
 /// Closes what was spared when its route broke, once the guest has fallen silent there too.
-async fn look_again(sandbox: Arc<Sandbox>, route: usize) {
+async fn look_again(sandbox: Arc<Sandbox>, route: usize, mut pause: Duration) {
     loop {
-        sleep(SECOND_LOOK).await;
+        sleep(pause).await;
         if !sandbox.lock().selector.is_broken(route) {
             return;
         }
-        let since = Instant::now().checked_sub(FRESH).unwrap_or_else(Instant::now);
-        let (_, spared) = sandbox.close_over(route, since);
+        let silence = pause + OVERDUE;
+        let since = Instant::now().checked_sub(silence).unwrap_or_else(Instant::now);
+        pause = SECOND_LOOK;
+        let (closed, spared) = sandbox.close_over(route, since);
+        if closed > 0 {
+            let endpoint = &sandbox.routes[route].endpoint;
+            let text = format!("closed {closed} connections that were left on {endpoint}");
+            sandbox.say(Level::Info, "closed", &text, &[("route", endpoint), ("closed", &closed)]);
+        }
         if spared == 0 {
             return;
         }

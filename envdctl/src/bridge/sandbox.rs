@@ -30,12 +30,13 @@ use vsock_relay::{
 
 use super::{
     broker::Broker,
-    connect::{Limits, Stream, adopt, connect},
+    connect::{Connected, Limits, Stream, adopt, connect},
     forward::{Meter, Outcome, forward, with_pool},
     log::{Level, say},
     metrics::{RouteMetrics, RouteSample, Sample, SandboxMetrics},
     presence::{self, Presence},
     prober,
+    schedule::HEDGE,
     selector::Selector,
 };
 
@@ -238,6 +239,30 @@ impl Sandbox {
         }
     }
 
+    /// Connects over a route, for as long as there is hope for it. Why it failed is found out, and said, by the probe that
+    /// the doubt brings.
+    async fn dial(self: &Arc<Self>, route: usize) -> Option<Connected> {
+        let connecting = connect(&self.routes[route].endpoint, self.world.broker.as_ref(), CONNECT_LIMITS);
+        tokio::select! {
+            biased;
+            connected = connecting => connected.ok(),
+            () = self.gives_up(route) => None,
+        }
+    }
+
+    /// Ends when a route, over which a connect is silent, turns out to be broken.
+    async fn gives_up(self: &Arc<Self>, route: usize) {
+        sleep(HEDGE).await;
+        self.doubt(route);
+        let _waiting = Waiting::new(self);
+        let mut news = self.news.subscribe();
+        prober::want(self);
+        while !self.lock().selector.is_broken(route) {
+            // The sender lives in the sandbox, which lives in us.
+            let _ = news.changed().await;
+        }
+    }
+
     pub(super) fn sample(&self) -> Sample<'_> {
         let state = self.lock();
         let (current, selector) = (state.selector.current(), &state.selector);
@@ -402,9 +427,7 @@ impl Client {
     /// Leads the client over `route`; whether it is through. `false`: nothing was sent, another try is allowed.
     async fn attempt(&mut self, sandbox: &Arc<Sandbox>, index: usize, pump: &mut Pump) -> bool {
         let route = &sandbox.routes[index];
-        // Why it failed is found out, and said, by the probe that the doubt brings.
-        let Ok(connected) = connect(&route.endpoint, sandbox.world.broker.as_ref(), CONNECT_LIMITS).await
-        else {
+        let Some(connected) = sandbox.dial(index).await else {
             sandbox.doubt(index);
             return false;
         };

@@ -19,11 +19,20 @@ use std::time::{Duration, Instant};
 /// An answer older than this is renewed before a connection is forwarded.
 pub(super) const FRESH: Duration = Duration::from_secs(1);
 
+/// What went wrong with a route last.
+#[derive(Debug, Clone)]
+struct Failure {
+    at: Instant,
+    reason: String,
+    /// It only did not answer in time.
+    silence: bool,
+}
+
 /// What is known of one route.
 #[derive(Debug, Clone, Default)]
 struct Route {
     last_ok: Option<Instant>,
-    last_failure: Option<(Instant, String)>,
+    last_failure: Option<Failure>,
     latency: Option<Duration>,
     /// A connection over it failed since the last answer.
     doubted: bool,
@@ -38,11 +47,11 @@ impl Route {
 
     /// The last thing heard of it was a failure.
     fn is_broken(&self) -> bool {
-        self.last_failure.as_ref().is_some_and(|(failed, _)| self.last_ok.is_none_or(|ok| ok < *failed))
+        self.last_failure.as_ref().is_some_and(|failure| self.last_ok.is_none_or(|ok| ok < failure.at))
     }
 
     fn unbroken_for(&self, now: Instant) -> Option<Duration> {
-        self.last_failure.as_ref().map(|(failed, _)| now.saturating_duration_since(*failed))
+        self.last_failure.as_ref().map(|failure| now.saturating_duration_since(failure.at))
     }
 }
 
@@ -53,6 +62,8 @@ pub(super) struct Switch {
     pub(super) to: usize,
     /// The old route is broken: what is left on it is to be closed.
     pub(super) broken: bool,
+    /// It has only been silent, and may yet answer.
+    pub(super) silence: bool,
     pub(super) reason: String,
 }
 
@@ -95,7 +106,7 @@ impl Selector {
     /// Why each route is broken, if it is.
     pub(super) fn reasons(&self) -> Vec<Option<String>> {
         let reason = |route: &Route| {
-            route.last_failure.as_ref().filter(|_| route.is_broken()).map(|(_, why)| why.clone())
+            route.last_failure.as_ref().filter(|_| route.is_broken()).map(|failure| failure.reason.clone())
         };
         self.routes.iter().map(reason).collect()
     }
@@ -110,7 +121,12 @@ impl Selector {
 
     /// A probe of `route`, or a connection over it, failed.
     pub(super) fn failed(&mut self, route: usize, reason: String, now: Instant) {
-        self.routes[route].last_failure = Some((now, reason));
+        self.routes[route].last_failure = Some(Failure { at: now, reason, silence: false });
+    }
+
+    /// A probe of `route` has had no answer so far.
+    pub(super) fn fell_silent(&mut self, route: usize, reason: String, now: Instant) {
+        self.routes[route].last_failure = Some(Failure { at: now, reason, silence: true });
     }
 
     /// A connection over `route` failed: its last answer counts no more.
@@ -132,9 +148,10 @@ impl Selector {
 
     fn leave_broken(&self, now: Instant) -> Option<Switch> {
         let current = &self.routes[self.current];
-        let (_, reason) = current.last_failure.as_ref().filter(|_| current.is_broken())?;
+        let failure = current.last_failure.as_ref().filter(|_| current.is_broken())?;
         let to = (0..self.routes.len()).find(|route| self.routes[*route].is_well(now))?;
-        Some(Switch { from: self.current, to, broken: true, reason: reason.clone() })
+        let (reason, silence) = (failure.reason.clone(), failure.silence);
+        Some(Switch { from: self.current, to, broken: true, silence, reason })
     }
 
     fn return_to_preferred(&self, now: Instant) -> Option<Switch> {
@@ -146,7 +163,7 @@ impl Selector {
             Some(time) => format!("the preferred route has been well for {:.0} s", time.as_secs_f64()),
             None => "the preferred route answers".to_owned(),
         };
-        Some(Switch { from: self.current, to, broken: false, reason })
+        Some(Switch { from: self.current, to, broken: false, silence: false, reason })
     }
 }
 
@@ -180,7 +197,7 @@ mod tests {
         assert_eq!(selector.decide(start), None);
         selector.answered(1, ms(1), start + ms(10));
         let switch = selector.decide(start + ms(10)).unwrap();
-        assert_eq!(switch, Switch { from: 0, to: 1, broken: true, reason: "refused".into() });
+        assert_eq!(switch, Switch { from: 0, to: 1, broken: true, silence: false, reason: "refused".into() });
         assert_eq!(selector.usable(start + ms(10)), Some(1));
     }
 

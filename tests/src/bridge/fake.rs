@@ -17,6 +17,7 @@ use crate::net::NetNs;
 use crate::wait;
 
 /// A folder that goes when it is dropped.
+#[derive(Debug)]
 pub struct Dir(PathBuf);
 
 pub fn dir() -> Dir {
@@ -158,7 +159,7 @@ impl State {
 }
 
 /// A close with `SO_LINGER` 0 tells the peer by a reset.
-fn reset(stream: &TcpStream) {
+pub(super) fn reset(stream: &TcpStream) {
     let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     let _ = nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger);
     let _ = stream.shutdown(Shutdown::Read);
@@ -311,6 +312,7 @@ impl Write for Firecracker {
 }
 
 /// The bridge under test; ended when dropped.
+#[derive(Debug)]
 pub struct Bridge {
     process: Mutex<Child>,
     port: u16,

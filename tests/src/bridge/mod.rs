@@ -2,6 +2,7 @@
 //! share it.
 
 pub mod fake;
+pub mod guest;
 
 use std::time::{Duration, Instant};
 

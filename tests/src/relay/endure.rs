@@ -47,7 +47,7 @@ pub fn envd_killed_under_streams(bed: &Bed, door: &Door, count: usize) -> Result
 }
 
 /// A process that sleeps, and its stream, whose first event has come.
-fn open_stream(door: &Door) -> Result<UnixStream> {
+pub fn open_stream(door: &Door) -> Result<UnixStream> {
     let process =
         ProcessConfig { cmd: "/bin/sleep".into(), args: vec!["1000".into()], ..ProcessConfig::default() };
     let start = StartRequest { process, stdin: Some(false), ..StartRequest::default() };
@@ -70,6 +70,19 @@ fn open_stream(door: &Door) -> Result<UnixStream> {
         answer.extend_from_slice(&piece[..count]);
     }
     Ok(stream)
+}
+
+/// Whether a stream has neither ended nor been reset.
+pub fn is_alive(mut stream: &UnixStream) -> Result<()> {
+    stream.set_nonblocking(true)?;
+    let looked = stream.read(&mut [0; 4096]);
+    ensure!(
+        looked
+            .as_ref()
+            .map_or_else(|error| error.kind() == std::io::ErrorKind::WouldBlock, |count| *count > 0),
+        "a stream has ended: {looked:?}"
+    );
+    Ok(())
 }
 
 /// The relays are killed; PID 1 brings them back, and connections are served again.

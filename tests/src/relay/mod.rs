@@ -93,6 +93,11 @@ impl Bed {
         Door::Vmm(self.firecracker.path().to_owned())
     }
 
+    /// envd's port behind the socket that behaves as Firecracker's, as `envdctl` writes endpoints.
+    pub fn firecracker_endpoint(&self) -> String {
+        format!("firecracker:{}:{ENVD}", self.firecracker.path().display())
+    }
+
     /// Both, by name.
     pub fn doors(&self) -> [(&'static str, Door); 2] {
         [("the VMM's socket", self.kind()), ("Firecracker's socket", self.firecracker())]
