@@ -53,9 +53,11 @@ pub fn main() -> ExitCode {
 
 fn run(settings: Settings) -> ExitCode {
     shim::leave_envds_name();
-    guest::log::init("wrapper");
+    // Nothing is opened for the log before envd has started.
+    guest::log::begin("wrapper");
     // Our own PID 1 would take it for more to log.
     if !report::is_our_inits_service() {
+        guest::log::reopen();
         guest::log::mirror_on_stderr();
     }
     settings.tell_problems();
@@ -63,6 +65,7 @@ fn run(settings: Settings) -> ExitCode {
     match supervisor::Supervisor::new(settings).and_then(supervisor::Supervisor::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            guest::log::reopen();
             error!("cannot supervise envd: {error}");
             ExitCode::FAILURE
         }

@@ -118,6 +118,7 @@ impl Supervisor {
             info!("{line}");
         }
         self.feed(Event::Start);
+        guest::log::reopen();
         while !(self.stopping && self.machine.state() == State::Stopped) {
             for wake in self.reactor.wait(self.deadline())? {
                 match wake {

@@ -3,13 +3,14 @@
 //! Every key has a default, so that an empty or absent file is a good one. docs/configuration.md is made from the
 //! comments here; a test holds the two together.
 
-use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path, str::FromStr};
+use std::{collections::BTreeMap, io, net::Ipv4Addr, path::Path, str::FromStr};
 
 use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::{
     cmdline::Cmdline,
+    files,
     lenient::{self, Read},
 };
 
@@ -199,7 +200,7 @@ impl std::fmt::Display for Cidr {
 /// Reads the file at `path` and lays the command line's words over it. Never fails; each problem names its key.
 pub fn load(path: &Path, cmdline: &Cmdline) -> Read<Config> {
     let mut problems = Vec::new();
-    let text = match fs::read_to_string(path) {
+    let text = match files::read_text(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         Err(error) => {

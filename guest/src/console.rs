@@ -37,14 +37,7 @@ pub struct Console {
 }
 
 impl Console {
-    /// Finds and opens the console; without one it keeps what comes until [`Console::reopen`] finds it.
-    pub fn open() -> Self {
-        let mut console = Self::default();
-        console.reopen();
-        console
-    }
-
-    /// Looks again, where none was found before (`/dev` or `/proc` were not mounted yet).
+    /// Finds and opens the console, where none is open yet. Until then what comes is kept.
     pub fn reopen(&mut self) {
         if self.device.is_none() {
             self.device = candidates().into_iter().find_map(|path| open_tty(&path).map(|file| (path, file)));

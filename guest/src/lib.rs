@@ -13,6 +13,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod elf;
+pub mod files;
 pub mod launch;
 pub mod lenient;
 pub mod log;

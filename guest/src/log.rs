@@ -48,10 +48,14 @@ struct Source {
 
 /// Makes this process log as `component`. To be called once, first thing in `main`.
 pub fn init(component: &'static str) {
-    let mut ring = Ring::new(ring::FOLDER, component);
-    // PID 1 has no /run yet; it opens the ring later.
-    let _ = ring.open();
-    let console = Console::open();
+    begin(component);
+    reopen();
+}
+
+/// The same, and opens nothing yet: what is said is kept until [`reopen`]. For a program that has something to do first.
+pub fn begin(component: &'static str) {
+    let ring = Ring::new(ring::FOLDER, component);
+    let console = Console::default();
     let logger = Logger { component, console, ring, mirror: None, sources: HashMap::new(), debug: false };
     *lock() = Some(logger);
     let _ = tracing::subscriber::set_global_default(Bridge);
@@ -67,7 +71,7 @@ pub fn set_debug(on: bool) {
     with(|logger| logger.debug = on);
 }
 
-/// Opens what could not be opened when the process started: the console after /dev, the ring after /run was mounted.
+/// Opens what is not open yet, console and ring, and says what has waited for that.
 pub fn reopen() {
     with(|logger| {
         logger.console.reopen();

@@ -5,7 +5,12 @@
 //! [`crate::spawn`] does). There are no timers inside: the caller passes the nearest deadline it knows, and none at
 //! rest, so that an idle program never wakes up.
 
-use std::{io, os::fd::AsFd, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    rc::Rc,
+    time::Duration,
+};
 
 use nix::{
     errno::Errno,
@@ -85,8 +90,30 @@ pub struct Received {
 
 #[derive(Debug)]
 pub struct Reactor {
-    epoll: Epoll,
+    epoll: Rc<Epoll>,
     signals: SignalFd,
+}
+
+/// A descriptor of ours that is watched for as long as it lives.
+///
+/// Closing alone does not end that: a child between its fork and its exec holds the same description, and until then (in a
+/// frozen cgroup: until the thaw) a pipe that has ended would wake us again and again.
+#[derive(Debug)]
+pub struct Watched {
+    fd: OwnedFd,
+    epoll: Rc<Epoll>,
+}
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let _ = self.epoll.delete(&self.fd); // not watched any more is what was wanted
+    }
 }
 
 impl Reactor {
@@ -96,10 +123,17 @@ impl Reactor {
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None).map_err(failed("block signals"))?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .map_err(failed("make a signalfd"))?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("make an epoll set"))?;
+        let epoll =
+            Rc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("make an epoll set"))?);
         let reactor = Self { epoll, signals };
         reactor.add(&reactor.signals, SIGNALS, Interest::Read)?;
         Ok(reactor)
+    }
+
+    /// Takes `fd` over and watches it until it is dropped.
+    pub fn watch(&self, fd: OwnedFd, token: Token, interest: Interest) -> Result<Watched, ReactorError> {
+        self.add(&fd, token, interest)?;
+        Ok(Watched { fd, epoll: Rc::clone(&self.epoll) })
     }
 
     /// Watches `fd` from now on.
@@ -113,7 +147,7 @@ impl Reactor {
         self.epoll.modify(fd, &mut event).map_err(failed("change what a descriptor is watched for"))
     }
 
-    /// Forgets `fd`. Closing a descriptor that was never duplicated forgets it as well.
+    /// Forgets `fd`; to be called before it is closed (see [`Watched`]).
     pub fn remove(&self, fd: impl AsFd) {
         let _ = self.epoll.delete(fd); // not watched any more is what was wanted
     }
@@ -206,6 +240,18 @@ mod tests {
         reactor.add(&read, 1, Interest::Hangup).unwrap();
         drop(write);
         assert!(matches!(reactor.wait(None).unwrap()[..], [Event::Io(Ready { hangup: true, .. })]));
+    }
+
+    #[test]
+    fn a_closed_pipe_that_a_child_still_holds_wakes_nobody() {
+        let reactor = Reactor::new(&[]).unwrap();
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let _held_by_a_child = read.try_clone().unwrap();
+        let watched = reactor.watch(read, 1, Interest::Read).unwrap();
+        drop(write);
+        assert_eq!(reactor.wait(Some(Moment::ZERO)).unwrap().len(), 1);
+        drop(watched);
+        assert_eq!(reactor.wait(Some(Moment::ZERO)).unwrap(), []);
     }
 
     #[test]

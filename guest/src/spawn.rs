@@ -8,7 +8,7 @@
 //! so and never waits for it: a child in a frozen cgroup does not get to exec until the thaw.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -254,10 +254,12 @@ pub fn spawn(program: &Program) -> Result<Spawned, SpawnError> {
         stderr: stderr_in.map(clear_of_stdio).transpose().map_err(failed("make a pipe"))?,
     };
     let parent = nix::unistd::getpid();
+    let cgroup = program.cgroup.as_deref().and_then(open_folder);
     // The arrays borrow the prepared strings, and must be there before the fork: the child may not allocate.
     let arguments = CArray::new(prepared.arguments.iter().map(CString::as_c_str));
     let environment = CArray::new(prepared.environment.iter().map(CString::as_c_str));
-    match sys::fork().map_err(failed("fork"))? {
+    let (fork, in_cgroup) = fork(cgroup.as_ref()).map_err(failed("fork"))?;
+    match fork {
         Fork::Parent(pid) => {
             for end in [&steps].into_iter().chain(&stdout).chain(&stderr) {
                 let _ = crate::reactor::set_nonblocking(end);
@@ -265,9 +267,22 @@ pub fn spawn(program: &Program) -> Result<Spawned, SpawnError> {
             Ok(Spawned { pid, stdout, stderr, steps })
         }
         Fork::Child => {
-            Child { program, prepared: &prepared, wiring: &wiring, parent }.run(&arguments, &environment)
+            let child = Child { program, prepared: &prepared, wiring: &wiring, parent, in_cgroup };
+            child.run(&arguments, &environment)
         }
     }
+}
+
+/// Forks into the cgroup where the kernel can; else, false, the child enters it by itself and tells why that fails.
+fn fork(cgroup: Option<&OwnedFd>) -> Result<(Fork, bool), Errno> {
+    if let Some(Ok(fork)) = cgroup.map(sys::fork_into) {
+        return Ok((fork, true));
+    }
+    Ok((sys::fork()?, false))
+}
+
+fn open_folder(path: &Path) -> Option<OwnedFd> {
+    open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()
 }
 
 /// Read end and write end, where there is to be a pipe.
@@ -336,6 +351,8 @@ struct Child<'a> {
     prepared: &'a Prepared,
     wiring: &'a Wiring,
     parent: Pid,
+    /// It was born in its cgroup.
+    in_cgroup: bool,
 }
 
 impl Child<'_> {
@@ -389,7 +406,10 @@ impl Child<'_> {
     }
 
     fn enter_cgroup(&self) -> Result<(), Errno> {
-        self.prepared.cgroup.as_ref().map_or(Ok(()), |path| sys::write_file(path, b"0"))
+        match &self.prepared.cgroup {
+            Some(path) if !self.in_cgroup => sys::write_file(path, b"0"),
+            _ => Ok(()),
+        }
     }
 
     fn set_oom_score(&self) -> Result<(), Errno> {
@@ -435,7 +455,7 @@ pub struct Steps {
 }
 
 /// Reads what is there, without waiting.
-pub fn read_steps(pipe: &OwnedFd) -> Steps {
+pub fn read_steps(pipe: &impl AsFd) -> Steps {
     const RECORD: usize = 6;
     let mut steps = Steps::default();
     let mut buffer = [0; RECORD * 16];

@@ -67,6 +67,43 @@ pub fn fork() -> Result<Fork, Errno> {
     }
 }
 
+/// Forks a child that is in the cgroup of that folder from its first instruction. Unlike entering it afterwards, that does not
+/// wait for the kernel to have no process on its way from one group to another, which takes milliseconds. The child's
+/// part is as after [`fork`].
+pub fn fork_into(cgroup: &impl std::os::fd::AsRawFd) -> Result<Fork, Errno> {
+    /// `struct clone_args`, as of Linux 5.7.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Arguments {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let arguments = Arguments {
+        flags: CLONE_INTO_CGROUP,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: cgroup.as_raw_fd() as u64,
+        ..Arguments::default()
+    };
+    // SAFETY: the pointer is to a live structure of the size that is told; without CLONE_VM the child has memory of its own.
+    // What the C library knows of its thread goes stale in the child, which calls nothing that looks at it.
+    let child =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<Arguments>()) })?;
+    Ok(match child {
+        0 => Fork::Child,
+        pid => Fork::Parent(nix::unistd::Pid::from_raw(pid as i32)),
+    })
+}
+
 /// Ends the calling process at once, without running destructors: for the child of a [`fork`].
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit ends the process and cannot return.
@@ -247,15 +284,30 @@ extern "C" fn keep_stdio_open() {
 #[unsafe(link_section = ".init_array")]
 static BEFORE_MAIN: extern "C" fn() = keep_stdio_open;
 
-/// The argument of a PID 1 that has executed itself anew after a fault, followed by how often it has.
+/// The argument of a PID 1 that has executed itself anew after a fault, followed by how often it has, and by the signal's
+/// number.
 pub const AFTER_FAULT: &CStr = c"--after-fault";
 
+/// A run that was as long as this (seconds) before its fault is no reason for the next one's caution.
+const LONG_RUN: u64 = 60;
+
 static FAULTS: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+static BEGUN: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// Seconds of guest-monotonic time; async-signal-safe.
+fn seconds() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64
+}
 
 /// From now on a fault of this process (a memory fault, an abort) executes it anew instead of ending it: the kernel panics when
-/// PID 1 ends. `faults` is how often that has happened.
+/// PID 1 ends. `faults` is how often that has happened of late.
 pub fn execute_again_after_fault(faults: u8) {
-    FAULTS.store(faults, std::sync::atomic::Ordering::Relaxed);
+    use std::sync::atomic::Ordering::Relaxed;
+    FAULTS.store(faults, Relaxed);
+    BEGUN.store(seconds(), Relaxed);
     for signal in
         [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS, libc::SIGTRAP]
     {
@@ -270,10 +322,20 @@ pub fn execute_again_after_fault(faults: u8) {
     }
 }
 
-extern "C" fn fault(_: libc::c_int) {
-    let count = FAULTS.load(std::sync::atomic::Ordering::Relaxed).saturating_add(1).min(9);
+extern "C" fn fault(signal: libc::c_int) {
+    use std::sync::atomic::Ordering::Relaxed;
+    let lately = seconds().saturating_sub(BEGUN.load(Relaxed)) < LONG_RUN;
+    let before = if lately { FAULTS.load(Relaxed) } else { 0 };
+    let count = before.saturating_add(1).min(9);
     let digit = [b'0' + count, 0];
-    let arguments = [c"init".as_ptr(), AFTER_FAULT.as_ptr(), digit.as_ptr().cast(), std::ptr::null()];
+    let number = [b'0' + (signal / 10 % 10) as u8, b'0' + (signal % 10) as u8, 0];
+    let arguments = [
+        c"init".as_ptr(),
+        AFTER_FAULT.as_ptr(),
+        digit.as_ptr().cast(),
+        number.as_ptr().cast(),
+        std::ptr::null(),
+    ];
     let environment = [std::ptr::null()];
     // SAFETY: the arrays end with a null pointer and point to NUL-terminated strings. The descriptors of the old run are
     // marked close-on-exec. Where the program cannot be read any more, waiting is all that is left.

@@ -1,5 +1,5 @@
-//! The real program as PID 1 of namespaces of its own (process, mount, network, host name), in a root folder that shares the
-//! machine's programs and nothing else. Needs root; says so and passes nothing off as tested without it.
+//! The real program as PID 1 of namespaces of its own (process, mount, network, cgroup, host name), in a root folder that shares
+//! the machine's programs and nothing else. Needs root; says so and passes nothing off as tested without it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -107,9 +107,11 @@ impl World {
                 "private",
                 "--",
             ])
-            .args(["/bin/sh", "-ec", SETUP, "sh"])
+            .args(["/bin/sh", "-ec", OUTER, "sh"])
             .arg(root.path())
             .arg(&slave)
+            .arg(cgroup_of(root.path()))
+            .env("INNER", INNER)
             .env("SECRET_WORD", "of-the-command-line")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -220,19 +222,45 @@ impl Drop for World {
         }
         let _ = self.outer.kill();
         let _ = self.outer.wait();
+        remove_cgroup(&cgroup_of(self.root.path()));
     }
 }
 
-/// $1 the root folder, $2 the console. The root is a tmpfs, since init remounts it read-only at its end; /dev, /sys and cgroup
-/// are mounted here so that init leaves the machine's own alone.
-const SETUP: &str = r#"
+/// Name of the world's cgroup.
+fn cgroup_of(root: &Path) -> String {
+    format!("pid1-{}", root.file_name().unwrap().to_string_lossy())
+}
+
+/// Its last process may be on its way out still.
+fn remove_cgroup(name: &str) {
+    let script = format!(
+        "mount -t cgroup2 none /mnt && for n in 1 2 3 4 5 6 7 8 9; do find /mnt/{name} -depth -type d -exec rmdir {{}} \\; \
+         2>/dev/null; [ -d /mnt/{name} ] || break; sleep 0.1; done"
+    );
+    let _ = Command::new("unshare").args(["--mount", "sh", "-c", &script]).status();
+}
+
+/// $1 the root folder, $2 the console, $3 the cgroup's name. Two stages, since the root of a cgroup namespace is the group that one
+/// is in when it is made.
+const OUTER: &str = r#"
+mkdir "$1/cgroup2"
+mount -t cgroup2 none "$1/cgroup2"
+mkdir "$1/cgroup2/$3"
+echo 0 >"$1/cgroup2/$3/cgroup.procs"
+umount "$1/cgroup2"
+exec unshare --cgroup /bin/sh -ec "$INNER" sh "$@"
+"#;
+
+/// The root is a tmpfs, since init remounts it read-only at its end; /dev, /sys and cgroup are mounted here so that init leaves
+/// the machine's own alone.
+const INNER: &str = r#"
 mount -t tmpfs root "$1/top"
 cp -a "$1/stage/." "$1/top"
 root=$1/top
 mount --bind "$1/outside" "$root/outside"
 for folder in usr bin sbin lib lib64; do [ -d /$folder ] && mount --rbind /$folder "$root/$folder"; done
 mount -t sysfs sysfs "$root/sys"
-mount -t tmpfs cgroup "$root/sys/fs/cgroup"
+mount -t cgroup2 none "$root/sys/fs/cgroup"
 mount -t tmpfs dev "$root/dev"
 for node in null zero urandom random tty; do touch "$root/dev/$node"; mount --bind /dev/$node "$root/dev/$node"; done
 names=$(sed 's/ .*//' /proc/consoles)
@@ -277,16 +305,36 @@ fn signals_that_mean_nothing_do_nothing_and_a_fault_starts_anew() {
     let world = World::boot(&[]);
     world.sh("for s in HUP QUIT PIPE ALRM TSTP TTIN WINCH KILL STOP 40 64; do kill -$s 1; done");
     let before = world.wait_state("envd", "running").pid;
-    for _ in 0..2 {
-        world.sh("kill -SEGV 1");
+    world.sh("kill -SEGV 1");
+    world.wait_log("executed anew after SIGSEGV (fault 1 of late)");
+    let after = until("envd runs again", || running(&world, "envd"));
+    assert_ne!(before, Some(after));
+    assert_eq!(world.text("cat /proc/1/comm"), "init");
+    let sleepers = "grep -lx sleep /proc/[0-9]*/comm | wc -l";
+    assert_eq!(world.text(sleepers), "2", "what the run before left behind is gone");
+}
+
+/// The pid of a service that runs, while PID 1 may be on its way from one run to the next.
+fn running(world: &World, name: &str) -> Option<i32> {
+    let service = world.status().ok()?.services.into_iter().find(|service| service.name == name)?;
+    service.pid.filter(|_| service.state == "running")
+}
+
+#[test]
+fn after_a_third_fault_only_what_reaches_the_machine_is_started() {
+    let world = World::boot(&[("web", "command = ['/bin/sleep', '1000']\n")]);
+    for fault in 1..=3 {
+        until("envd runs", || running(&world, "envd"));
+        world.sh("kill -ABRT 1");
+        world.wait_log(&format!("executed anew after SIGABRT (fault {fault} of late)"));
     }
-    world.wait_log("executed anew after a fault");
-    let after = until("envd runs again", || {
-        let service = world.status().ok()?.services.into_iter().find(|service| service.name == "envd")?;
-        (service.state == "running").then_some(service.pid)
+    world.wait_log("init has failed 3 times of late");
+    let services = until("envd and the relay run", || {
+        running(&world, "relay").and(running(&world, "envd"))?;
+        Some(world.status().ok()?.services)
     });
-    assert_ne!(before, after);
-    assert_eq!(world.text("ls /proc | grep -c '^[0-9]*$' >/dev/null; echo alive"), "alive");
+    assert!(services.iter().all(|service| service.name != "web"), "{services:?}");
+    assert_eq!(world.tool("systemctl restart envd").1, 0);
 }
 
 #[test]

@@ -134,7 +134,7 @@ pub fn own_services(plan: &mut Plan, folder: &Path) -> Result<()> {
 
 /// What is compiled into PID 1 is also put into the image, to be read and overridden.
 pub fn shipped_services(plan: &mut Plan) {
-    for (name, text) in builtin() {
+    for (name, text) in builtin::texts() {
         let path = format!("{}/{name}.toml", load::SHIPPED);
         if !plan.items.iter().any(|item| item.path == path) {
             plan.file(&path, Content::Bytes(text.as_bytes().to_vec()), 0o644);
@@ -166,7 +166,8 @@ pub fn check_services(plan: &Plan, image: &Image) -> Result<Vec<String>> {
 pub fn services(plan: &Plan, image: &Image) -> Result<(BTreeMap<String, Service>, Vec<String>)> {
     let mut services = BTreeMap::new();
     let mut problems = Vec::new();
-    let texts = builtin().into_iter().map(|(name, text)| (name.to_owned(), String::new(), text.to_owned()));
+    let texts =
+        builtin::texts().into_iter().map(|(name, text)| (name.to_owned(), String::new(), text.to_owned()));
     let mut all: Vec<(String, String, String)> = texts.collect();
     for folder in [load::SHIPPED, load::OWN] {
         all.extend(folder_services(plan, image, folder)?);

@@ -17,7 +17,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fs, io,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{
     clock::Moment,
-    reactor::{Interest, Reactor, ReactorError, Ready, Token, read_ready},
+    reactor::{Interest, Reactor, ReactorError, Ready, Token, Watched, read_ready},
     ring::Reader,
 };
 
@@ -86,7 +86,7 @@ pub struct Call {
 
 #[derive(Debug)]
 struct Client {
-    fd: OwnedFd,
+    fd: Watched,
     decoder: Decoder,
     /// Bytes of a request that is not whole yet are in the decoder.
     partial: bool,
@@ -117,7 +117,7 @@ pub struct Server {
     log_folder: PathBuf,
     unix: Option<OwnedFd>,
     vsock: Option<OwnedFd>,
-    watch: Option<Inotify>,
+    watch: Option<Watched>,
     clients: BTreeMap<u32, Client>,
     next: u32,
 }
@@ -236,7 +236,7 @@ impl Server {
     fn welcome(&mut self, fd: OwnedFd, reactor: &Reactor, now: Moment) {
         let id = self.next;
         self.next = self.next.checked_add(1).unwrap_or(FIRST_CLIENT);
-        if reactor.add(&fd, self.base + Token::from(id), Interest::Read).is_ok() {
+        if let Ok(fd) = reactor.watch(fd, self.base + Token::from(id), Interest::Read) {
             self.clients.insert(id, Client::new(fd, now));
         }
     }
@@ -298,21 +298,18 @@ impl Server {
             return;
         }
         let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
-        let open = || -> Result<Inotify, Errno> {
+        let open = || -> io::Result<OwnedFd> {
             let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
             watch.add_watch(&self.log_folder, flags)?;
-            Ok(watch)
+            watch.as_fd().try_clone_to_owned()
         };
-        if let Ok(watch) = open()
-            && reactor.add(&watch, self.base + LOG, Interest::Read).is_ok()
-        {
-            self.watch = Some(watch);
-        }
+        self.watch = open().ok().and_then(|fd| reactor.watch(fd, self.base + LOG, Interest::Read).ok());
     }
 
     fn log_changed(&mut self, reactor: &Reactor, now: Moment) {
         if let Some(watch) = &self.watch {
-            while watch.read_events().is_ok_and(|events| !events.is_empty()) {}
+            let mut events = [0; 4096];
+            while matches!(read_ready(watch, &mut events), Ok(Some(1..))) {}
         }
         let following: Vec<u32> =
             self.clients.iter().filter(|(_, client)| client.is_following()).map(|(id, _)| *id).collect();
@@ -353,7 +350,7 @@ enum Step {
 struct Closed;
 
 impl Client {
-    fn new(fd: OwnedFd, now: Moment) -> Self {
+    fn new(fd: Watched, now: Moment) -> Self {
         Self {
             fd,
             decoder: Decoder::new(MAX_REQUEST),
@@ -518,8 +515,8 @@ pub fn error(code: &str, message: impl Into<String>) -> Reply {
 }
 
 /// A peer that is gone is an error here, not a signal.
-fn send(fd: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
-    nix::sys::socket::send(fd.as_raw_fd(), bytes, nix::sys::socket::MsgFlags::MSG_NOSIGNAL)
+fn send(fd: &Watched, bytes: &[u8]) -> Result<usize, Errno> {
+    nix::sys::socket::send(fd.as_fd().as_raw_fd(), bytes, nix::sys::socket::MsgFlags::MSG_NOSIGNAL)
 }
 
 #[cfg(test)]

@@ -7,13 +7,12 @@ use std::{
 };
 
 use super::{Service, builtin};
+use crate::files;
 
-/// Files that come with envd-init.
+/// Files that come with envd-init: converted units, and copies of what is compiled in, for people to read.
 pub const SHIPPED: &str = "/usr/lib/envd-init/services.d";
 /// The image owner's files.
 pub const OWN: &str = "/etc/envd-init/services.d";
-/// A larger file (bytes) is no service.
-const MAX_FILE: u64 = 64 * 1024;
 
 /// The services by name, and what is wrong with their files.
 #[derive(Debug, Default)]
@@ -25,18 +24,43 @@ pub struct Loaded {
 /// Without these nobody reaches the machine: a file of their name can change them, but not break them.
 const INDISPENSABLE: [&str; 2] = ["envd", "relay"];
 
-/// Reads what is compiled in and then `folders`, of which a later one wins.
-pub fn load(folders: &[&Path]) -> Loaded {
-    let mut loaded = Loaded::default();
-    for (name, text) in builtin() {
-        loaded.services.insert(name.to_owned(), Service::parse(name, text).value);
-    }
-    for folder in folders {
-        for path in toml_files(folder, &mut loaded.problems) {
+/// All services: what is compiled in, what comes with envd-init, and over both of them the owner's.
+pub fn load(shipped: &Path, own: &Path) -> Loaded {
+    let mut loaded = Loaded { services: builtin::services(), problems: Vec::new() };
+    for path in toml_files(shipped, &mut loaded.problems) {
+        if !loaded.services.contains_key(&name_of(&path)) {
             loaded.add(&path);
         }
     }
+    for path in toml_files(own, &mut loaded.problems) {
+        loaded.add(&path);
+    }
     loaded
+}
+
+/// One service and those that it waits for, directly or not: what a boot starts first, with no look at any other file.
+pub fn chain(shipped: &Path, own: &Path, name: &str) -> Loaded {
+    let mut loaded = Loaded::default();
+    let mut compiled_in = builtin::services();
+    let mut names = vec![name.to_owned()];
+    let mut at = 0;
+    while let Some(name) = names.get(at).cloned() {
+        at += 1;
+        loaded.services.extend(compiled_in.remove_entry(&name));
+        let file = format!("{name}.toml");
+        let known = loaded.services.contains_key(&name);
+        let paths = [(!known).then(|| shipped.join(&file)), Some(own.join(&file))];
+        for path in paths.into_iter().flatten().filter(|path| path.symlink_metadata().is_ok()) {
+            loaded.add(&path);
+        }
+        let after = loaded.services.get(&name).map(|service| service.after.clone()).unwrap_or_default();
+        names.extend(after.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
+    }
+    loaded
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Paths of `*.toml` in a folder, in the order of their names. No folder is an empty one.
@@ -58,14 +82,14 @@ fn toml_files(folder: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
 
 impl Loaded {
     fn add(&mut self, path: &Path) {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = name_of(path);
         if !valid_name(&name) {
             return self.problem(
                 path,
                 "a service's name is made of a-z, A-Z, 0-9, '-', '_', '.', '@'; at most 64 of them",
             );
         }
-        match read_small(path) {
+        match files::read_text(path) {
             Ok(text) => self.add_text(path, &name, &text),
             Err(error) => self.problem(path, &error.to_string()),
         }
@@ -99,19 +123,6 @@ pub fn valid_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(good)
 }
 
-/// Only a regular file, or a link to /dev/null, is read: a pipe in its place would block PID 1.
-fn read_small(path: &Path) -> io::Result<String> {
-    let about = fs::metadata(path)?;
-    if !about.is_file() {
-        let null = fs::canonicalize(path).is_ok_and(|real| real == Path::new("/dev/null"));
-        return if null { Ok(String::new()) } else { Err(io::Error::other("is no regular file")) };
-    }
-    if about.len() > MAX_FILE {
-        return Err(io::Error::other(format!("is larger than {MAX_FILE} bytes")));
-    }
-    fs::read_to_string(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,7 +132,7 @@ mod tests {
         for (name, text) in files {
             fs::write(dir.path().join(name), text).unwrap();
         }
-        load(&[Path::new("/nonexistent/services.d"), dir.path()])
+        load(Path::new("/nonexistent/services.d"), dir.path())
     }
 
     #[test]
@@ -153,9 +164,32 @@ mod tests {
         nix::unistd::mkfifo(&dir.path().join("pipe.toml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         fs::create_dir(dir.path().join("folder.toml")).unwrap();
         std::os::unix::fs::symlink("/dev/null", dir.path().join("chronyd.toml")).unwrap();
-        let loaded = load(&[dir.path()]);
+        let loaded = load(Path::new("/nonexistent"), dir.path());
         assert_eq!(loaded.problems.len(), 2, "{:?}", loaded.problems);
         assert!(!loaded.services.contains_key("chronyd"));
+    }
+
+    #[test]
+    fn what_is_compiled_in_is_not_read_from_its_shipped_copy() {
+        let (shipped, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(shipped.path().join("envd.toml"), "command = ['/bin/other']").unwrap();
+        fs::write(shipped.path().join("nginx.toml"), "command = ['/bin/nginx']").unwrap();
+        let loaded = load(shipped.path(), own.path());
+        assert_eq!(loaded.services["envd"].command[0], "/usr/lib/envd-init/envd-wrapper");
+        assert_eq!(loaded.services["nginx"].command, ["/bin/nginx"]);
+    }
+
+    #[test]
+    fn the_chain_of_envd_is_what_it_waits_for_and_nothing_else() {
+        let (shipped, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let chain = |own: &Path| chain(shipped.path(), own, "envd").services.into_keys().collect::<Vec<_>>();
+        assert_eq!(chain(own.path()), ["envd", "seed-certs", "tmp"]);
+        fs::write(own.path().join("envd.toml"), "command = ['/e']\nafter = ['mine', 'nobody', 'envd']")
+            .unwrap();
+        fs::write(own.path().join("mine.toml"), "command = ['/m']\nafter = ['unit']").unwrap();
+        fs::write(shipped.path().join("unit.toml"), "command = ['/u']").unwrap();
+        fs::write(own.path().join("web.toml"), "command = ['/w']").unwrap();
+        assert_eq!(chain(own.path()), ["envd", "mine", "unit"]);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! A service as its TOML file describes it. envd and the relay are described in the same way as everything else.
 //!
 //! `/usr/lib/envd-init/services.d/NAME.toml` comes with envd-init, `/etc/envd-init/services.d/NAME.toml` is the image
-//! owner's and replaces one of the same name; an empty file or a link to /dev/null turns a service off. What is compiled in
-//! ([`builtin`]) stands in for a shipped file that is gone or broken, so that envd always starts. When an image is baked,
+//! owner's and replaces one of the same name; an empty file or a link to /dev/null turns a service off. What every machine has
+//! is compiled in ([`builtin`]), so that envd starts before any file is read, and always. When an image is baked,
 //! [`check`](check::check) makes every mistake an error; when it boots, mistakes are warnings and the rest runs.
 
+pub mod builtin;
 pub mod check;
 pub mod load;
 
@@ -43,6 +44,8 @@ pub struct Service {
     pub after: Vec<String>,
     /// Paths that must all exist; if not, the service is passed over without a word.
     pub only_if: Vec<PathBuf>,
+    /// Folders that must all hold something; if not, the service is passed over as well.
+    pub only_if_filled: Vec<PathBuf>,
     /// `false`: starts only when asked for.
     pub enabled: bool,
     pub restart: Restart,
@@ -74,6 +77,7 @@ impl Default for Service {
             kind: Kind::default(),
             after: Vec::new(),
             only_if: Vec::new(),
+            only_if_filled: Vec::new(),
             enabled: true,
             restart: Restart::default(),
             backoff: Backoff::default(),
@@ -277,36 +281,9 @@ impl Service {
     }
 }
 
-/// What is compiled in, by name.
-pub fn builtin() -> Vec<(&'static str, &'static str)> {
-    vec![
-        ("chrony-source", include_str!("../../services/chrony-source.toml")),
-        ("chronyd", include_str!("../../services/chronyd.toml")),
-        ("envd", include_str!("../../services/envd.toml")),
-        ("relay", include_str!("../../services/relay.toml")),
-        ("seed-certs", include_str!("../../services/seed-certs.toml")),
-        ("tmp", include_str!("../../services/tmp.toml")),
-        ("tmpfiles", include_str!("../../services/tmpfiles.toml")),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_compiled_in_has_no_mistakes_and_is_what_the_platform_asks_for() {
-        for (name, text) in builtin() {
-            assert!(Service::parse(name, text).problems.is_empty(), "{name}");
-        }
-        let envd = Service::parse("envd", include_str!("../../services/envd.toml")).value;
-        assert_eq!(envd.group_path(), "envd");
-        assert_eq!(envd.cgroup.memory_max, None, "helpers of envd run in its cgroup");
-        assert_eq!((envd.cgroup.memory_min, envd.cgroup.memory_low), (Some(50 << 20), Some(100 << 20)));
-        assert_eq!((envd.cgroup.cpu_weight, envd.cgroup.io_weight), (Some(1000), Some(10_000)));
-        let relay = Service::parse("relay", include_str!("../../services/relay.toml")).value;
-        assert_eq!(relay.group_path(), "init.scope", "a frozen relay could not be reached to thaw the guest");
-    }
 
     #[test]
     fn a_file_with_every_key() {

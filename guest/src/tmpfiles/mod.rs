@@ -1,7 +1,8 @@
 //! tmpfiles.d(5): what Debian's packages rely on of it, done once at boot by a process of its own.
 //!
-//! Two runs share the work. The first is over before envd starts and does what lies in /tmp, since files that
-//! the platform uploads there must not be wiped afterwards. The second does everything else, before services start.
+//! Two runs share the work. The first is over before envd starts and removes what is to be removed from /tmp, since files that
+//! the platform uploads there must not be wiped afterwards; where /tmp is empty it is left out. The second does everything
+//! else, before services start.
 //!
 //! | done | types |
 //! |---|---|
@@ -54,19 +55,27 @@ pub enum Error {
 /// Which part of the work a run does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
-    /// Paths in /tmp.
+    /// Removals from /tmp.
     Tmp,
-    /// All others, but for /dev: the kernel and PID 1 make what is there.
+    /// Everything else, but for /dev: the kernel and PID 1 make what is there.
     Rest,
     /// Everything.
     All,
 }
 
 impl Part {
-    fn takes(&self, path: &str) -> bool {
+    fn removes(&self, path: &str) -> bool {
         match self {
             Self::Tmp => is_below("/tmp", path),
             Self::Rest => !is_below("/tmp", path) && !is_below("/dev", path),
+            Self::All => true,
+        }
+    }
+
+    fn makes(&self, path: &str) -> bool {
+        match self {
+            Self::Tmp => false,
+            Self::Rest => !is_below("/dev", path),
             Self::All => true,
         }
     }
@@ -102,18 +111,16 @@ pub fn run(options: &Options) -> Vec<Problem> {
         confdir::folders("tmpfiles.d").iter().map(|folder| below(&options.root, folder)).collect();
     let (mut entries, mut problems) =
         order::read(&confdir::files(&folders), options.boot, &|name| specifier::running(&options.root, name));
-    entries.retain(|entry| {
-        let path = &entry.line.path;
-        options.part.takes(path) && !NEVER.iter().any(|never| is_below(never, path))
-    });
+    entries.retain(|entry| !NEVER.iter().any(|never| is_below(never, &entry.line.path)));
     let accounts = Accounts::read(&options.root);
     let machine = apply::Machine { root: &options.root, accounts: &accounts };
     if options.boot {
-        for entry in order::for_removal(&entries) {
+        let removed = order::for_removal(&entries).into_iter();
+        for entry in removed.filter(|entry| options.part.removes(&entry.line.path)) {
             machine.remove(&entry.line, &mut |error| problems.extend(problem(entry, &error)));
         }
     }
-    for entry in &entries {
+    for entry in entries.iter().filter(|entry| options.part.makes(&entry.line.path)) {
         machine.create(&entry.line, &mut |error| problems.extend(problem(entry, &error)));
     }
     problems

@@ -1,16 +1,18 @@
 //! The boot, from the first instruction to the loop.
 //!
-//! Nothing stands between the start and envd's exec that envd does not need: /dev and /proc, console, mounts, cgroups,
-//! envd. Everything else follows while envd starts.
+//! Nothing stands between the start and envd's exec that envd does not need: /dev, /proc, /run and the other mounts, the
+//! cgroups' controllers, and what envd's service waits for. That is compiled in, so no file is read before it but one that
+//! an owner has put in its place; the console is opened afterwards, and says then what has waited. Everything else follows
+//! in [`STEPS`], one at a time and only while nothing else is to be done, so that a service which envd waits for is reaped,
+//! and envd started, between two of them.
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use guest::{
     cgroup::{ENVD, INIT_SCOPE, SLICE, Tree},
     clock::{Moment, now},
     cmdline::Cmdline,
-    config::{self, Config},
-    log,
+    config, log,
     reactor::Reactor,
     service::{
         check,
@@ -24,108 +26,70 @@ use nix::{
 use tracing::{error, info};
 
 use super::{
-    cgroups,
-    control::Control,
-    machine::{Machine, SIGNALS},
+    Faults, cgroups,
+    machine::{Machine, SIGNALS, Step},
     mounts,
-    network::{Network, Plan},
-    service::Services,
-    setup,
-    stages::Stages,
+    network::Network,
+    reap, setup,
 };
 
-/// Sets the machine up and starts envd and everything else. `faults` tells how often this process has had to be executed
-/// anew: then what the run before has left is ended first.
-pub(super) fn boot(faults: u8) -> Machine {
+/// What follows envd's start, in this order.
+pub(super) const STEPS: [Step; 15] = [
+    ("the console", Machine::open_console),
+    ("the configuration", Machine::configure),
+    ("the network", Machine::start_network),
+    ("the cgroups", Machine::lay_out_cgroups),
+    ("the services", Machine::start_services),
+    ("the control socket", Machine::open_control),
+    ("hostname", |machine| machine.set_up("hostname", hostname)),
+    ("core_pattern", |machine| {
+        machine
+            .set_up("core_pattern", |machine| setup::sysctl::core_pattern(&machine.config.boot.core_pattern));
+    }),
+    ("sysctl", |machine| {
+        machine.set_up("sysctl", |machine| setup::sysctl::apply(Path::new("/"), &machine.config.boot));
+    }),
+    ("further mounts", |machine| machine.set_up("further mounts", |_| mounts::later())),
+    ("machine-id", |machine| machine.set_up("machine-id", |_| setup::names::machine_id(Path::new("/")))),
+    ("names", |machine| machine.set_up("names", names)),
+    ("fuse", |machine| machine.set_up("fuse", |_| setup::fuse())),
+    ("random", |machine| machine.set_up("random", |_| setup::random::seed())),
+    ("clock", |machine| machine.set_up("clock", clock)),
+];
+
+/// After so many faults only what is needed to reach envd and this machine is done: one of the other steps may be the cause.
+const TOO_MANY_FAULTS: u8 = 3;
+const STEPS_AFTER_FAULTS: [Step; 4] = [
+    ("the console", Machine::open_console),
+    ("the cgroups", Machine::lay_out_cgroups),
+    ("the relay", Machine::start_relay),
+    ("the control socket", Machine::open_control),
+];
+/// What a run that ended in a fault has left is dead after this in any case.
+const LEFTOVERS: Duration = Duration::from_secs(3);
+
+/// Starts envd, and leaves the rest for the loop. `faults` tells how often this process has had to be executed anew of late:
+/// then what the run before has left is ended first.
+pub(super) fn boot(faults: &Faults) -> Machine {
     let begin = now();
     let early = mounts::first();
     own_stdio();
-    log::init("init");
-    if faults > 0 {
-        error!(
-            "init was executed anew after a fault of its own (the {faults}. time); its services start again"
-        );
-        std::thread::sleep(super::AFTER_A_FAULT * u32::from(faults));
-        end_last_run(&Tree::default());
+    log::begin("init");
+    let mut machine = Machine::new(reactor(), STEPS.to_vec());
+    machine.stages.step_since(begin, "mounts", || mounts::needed(&early));
+    if faults.count > 0 {
+        super::guarded("ending the last run", || after_a_fault(&mut machine, faults));
     }
-    let mut machine = prepare(begin, early);
-    start_envd(&mut machine);
-    super::guarded("the boot", || machine.follow_up());
+    machine.stages.step("cgroups", || cgroups::first(&machine.tree));
+    machine.start_envd();
     machine
 }
 
 /// What the kernel or an initramfs has left open as 0 to 2 is replaced: nothing is ever read or written there.
 fn own_stdio() {
     use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
-    let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") else { return };
+    let Ok(null) = fs::File::options().read(true).write(true).open("/dev/null") else { return };
     let _ = dup2_stdin(&null).and(dup2_stdout(&null)).and(dup2_stderr(&null)); // what was there does as well
-}
-
-/// Services of a run that ended in a fault are nobody's: they are ended, before they would run twice.
-fn end_last_run(tree: &Tree) {
-    let _ = tree.kill(ENVD).and(tree.kill(SLICE));
-    for pid in tree.processes(INIT_SCOPE).into_iter().filter(|pid| *pid > 1) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-}
-
-/// Up to the point where services can run.
-fn prepare(begin: Moment, early: Vec<String>) -> Machine {
-    let mut stages = Stages::default();
-    let console = log::console_path().unwrap_or_else(|| "no console: nothing can be said here".to_owned());
-    info!("envd-init {} on {console}", env!("CARGO_PKG_VERSION"));
-    stages.add("console", begin, now(), None);
-    let cmdline = Cmdline::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
-    stages.step("mounts", || {
-        let mut warnings = early;
-        warnings.extend(mounts::needed(cmdline.flag("ro")));
-        warnings
-    });
-    log::reopen();
-    let tree = Tree::default();
-    stages.step("cgroups", || cgroups::lay_out(&tree));
-    let config = config::load(Path::new(config::PATH), &cmdline);
-    for problem in config.problems {
-        stages.warn(problem);
-    }
-    log::set_debug(config.value.log.debug);
-    let services = load_services(&mut stages);
-    assemble(stages, tree, cmdline, config.value, services)
-}
-
-/// Mistakes in the files are warnings here; what can run, runs.
-fn load_services(stages: &mut Stages) -> Services {
-    let Loaded { mut services, problems } = load::load(&[Path::new(load::SHIPPED), Path::new(load::OWN)]);
-    for problem in problems.into_iter().chain(check::check(&services, &|path: &Path| path.exists())) {
-        stages.warn(problem);
-    }
-    check::untangle(&mut services);
-    Services::new(services)
-}
-
-fn assemble(stages: Stages, tree: Tree, cmdline: Cmdline, config: Config, services: Services) -> Machine {
-    let plan = Plan::new(&cmdline, &config.network);
-    let network = Network::new(plan, Duration::from_millis(config.network.link_timeout_ms));
-    Machine {
-        reactor: reactor(),
-        tree,
-        config,
-        cmdline,
-        stages,
-        services,
-        network,
-        notify: None,
-        control: Control::new(),
-        envd: None,
-        shutdown: None,
-        unmounting: None,
-        unmounted: false,
-        childless: false,
-        more_orphans: true, // what died before the signals were watched is found at the first turn
-        orphans: 0,
-        console_watched: false,
-        boot_told: false,
-    }
 }
 
 /// Without it there is nothing to do but try again.
@@ -142,54 +106,152 @@ fn reactor() -> Reactor {
     }
 }
 
-/// envd, and what it waits for; the socket by which its wrapper tells how it is comes first.
-fn start_envd(machine: &mut Machine) {
-    super::guarded("starting envd", || {
-        let begin = now();
-        if let Some(warning) = machine.open_notify() {
-            machine.stages.warn(warning);
-        }
-        let (services, world) = machine.split();
-        services.pump_only("envd", world);
-        machine.stages.add("envd_spawn", begin, now(), None);
-    });
+/// Services of a run that ended in a fault are nobody's: they are ended before they would run twice.
+fn after_a_fault(machine: &mut Machine, &Faults { count: faults, signal }: &Faults) {
+    let _ = nix::sys::prctl::set_name(c"init"); // executed by another path, it was named after that
+    log::reopen();
+    let signal = reap::signal_name(signal);
+    error!("init was executed anew after {signal} (fault {faults} of late); its services start again");
+    if faults >= TOO_MANY_FAULTS {
+        machine.steps = STEPS_AFTER_FAULTS.into();
+        let left = "it starts envd and the relay and answers envdctl, and leaves out configuration, network and the rest";
+        machine.stages.warn(format!("init has failed {faults} times of late: {left}"));
+    }
+    std::thread::sleep(super::AFTER_A_FAULT * u32::from(faults));
+    let until = now() + LEFTOVERS;
+    while end_leftovers(&machine.tree) && now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Kills what is left in the cgroups of services, and our own programs wherever they are. False: nobody was left.
+fn end_leftovers(tree: &Tree) -> bool {
+    let _ = tree.kill(ENVD).and(tree.kill(SLICE));
+    let itself = fs::read_link("/proc/self/exe").ok();
+    let ours = |pid: &i32| itself.is_some() && fs::read_link(format!("/proc/{pid}/exe")).ok() == itself;
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let mut left: Vec<i32> = numbers.filter(|pid| *pid > 1).filter(ours).collect();
+    left.extend(tree.processes(INIT_SCOPE).into_iter().filter(|pid| *pid > 1));
+    for pid in &left {
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+    while let Ok(Some(_)) = guest::sys::reap(None) {}
+    !left.is_empty() || !tree.processes(ENVD).is_empty()
 }
 
 impl Machine {
-    /// Everything that envd does not wait for.
-    fn follow_up(&mut self) {
-        let _ = nix::sys::reboot::set_cad_enabled(false); // ctrl-alt-del becomes SIGINT
-        super::guarded("the network", || self.start_network());
-        let warnings = self.control.open(self.config.control.vsock, &self.reactor);
-        super::control::warn_all(&warnings);
+    /// envd, and what it waits for; the socket by which its wrapper tells how it is comes first.
+    fn start_envd(&mut self) {
+        super::guarded("starting envd", || {
+            let begin = now();
+            if let Some(warning) = self.open_notify() {
+                self.stages.warn(warning);
+            }
+            let Loaded { mut services, .. } =
+                load::chain(Path::new(load::SHIPPED), Path::new(load::OWN), "envd");
+            check::untangle(&mut services);
+            self.services.add(services);
+            let (services, world) = self.split();
+            services.pump(world);
+            self.stages.add("envd_spawn", begin, now(), None);
+        });
+    }
+
+    fn open_console(&mut self) {
         let begin = now();
+        log::reopen();
+        let console =
+            log::console_path().unwrap_or_else(|| "no console: nothing can be said here".to_owned());
+        info!("envd-init {} on {console}", env!("CARGO_PKG_VERSION"));
+        self.stages.add("console", begin, now(), None);
+        let _ = nix::sys::reboot::set_cad_enabled(false); // ctrl-alt-del becomes SIGINT
+    }
+
+    fn configure(&mut self) {
+        let begin = now();
+        self.cmdline = Cmdline::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+        let config = config::load(Path::new(config::PATH), &self.cmdline);
+        log::set_debug(config.value.log.debug);
+        let first = config.problems.first().cloned();
+        for problem in config.problems {
+            self.stages.warn(problem);
+        }
+        self.config = config.value;
+        self.network = Network::new(&self.cmdline, &self.config.network);
+        self.stages.add("configuration", begin, now(), first);
+    }
+
+    fn lay_out_cgroups(&mut self) {
+        for warning in cgroups::later(&self.tree) {
+            self.stages.warn(warning);
+        }
+    }
+
+    /// All the others. Mistakes in their files are warnings here; what can run, runs.
+    fn start_services(&mut self) {
+        let begin = now();
+        let Loaded { mut services, problems } = load::load(Path::new(load::SHIPPED), Path::new(load::OWN));
+        let wrong = check::check(&services, &|path: &Path| path.exists());
+        for problem in problems.into_iter().chain(wrong) {
+            self.stages.warn(problem);
+        }
+        check::untangle(&mut services);
+        self.services.add(services);
         let (services, world) = self.split();
         services.pump(world);
         self.stages.add("services", begin, now(), None);
-        self.set_up();
     }
 
-    /// Each on its own, all of them one stage: what is degraded is named.
-    fn set_up(&mut self) {
-        let (config, plan) = (&self.config.boot, self.network.plan());
-        let root = Path::new("/");
-        let steps: [(&str, &dyn Fn() -> Vec<String>); 10] = [
-            ("hostname", &|| setup::names::hostname(config.hostname.as_deref(), plan.hostname.as_deref())),
-            ("core_pattern", &|| setup::sysctl::core_pattern(&config.core_pattern)),
-            ("sysctl", &|| setup::sysctl::apply(root, config)),
-            ("further mounts", &mounts::later),
-            ("machine-id", &|| setup::names::machine_id(root)),
-            ("hosts", &|| setup::names::hosts(root)),
-            ("resolver", &|| setup::names::resolver(root, &plan.dns)),
-            ("fuse", &setup::fuse),
-            ("random", &setup::random::seed),
-            ("clock", &|| if config.ptp_clock { setup::clock::set_from_ptp() } else { Vec::new() }),
-        ];
-        self.stages.step("setup", || {
-            let each = |(name, step): (&str, &dyn Fn() -> Vec<String>)| {
-                super::guarded(name, step).unwrap_or_else(|| vec![format!("{name} was cut short")])
-            };
-            steps.into_iter().flat_map(each).collect()
-        });
+    fn start_relay(&mut self) {
+        let Loaded { services, .. } = load::chain(Path::new(load::SHIPPED), Path::new(load::OWN), "relay");
+        self.services.add(services);
     }
+
+    fn open_control(&mut self) {
+        for warning in self.control.open(self.config.control.vsock, &self.reactor) {
+            self.stages.warn(warning);
+        }
+    }
+
+    /// One part of the stage `setup`: what is degraded is named.
+    fn set_up(&mut self, name: &str, part: fn(&Self) -> Vec<String>) {
+        let begin = now();
+        let warnings =
+            super::guarded(name, || part(self)).unwrap_or_else(|| vec![format!("{name} was cut short")]);
+        let first = warnings.first().cloned();
+        for warning in warnings {
+            self.stages.warn(warning);
+        }
+        self.stages.extend("setup", begin, now(), first);
+    }
+
+    /// PID 1 leaves the root's cgroup for its own once envd runs: the kernel holds every fork up while it moves a process,
+    /// for milliseconds, and envd forks while it starts.
+    pub(super) fn enter_scope(&mut self) {
+        if self.settles_at.take().is_some() {
+            self.stages.warn_all(cgroups::enter(&self.tree));
+        }
+    }
+}
+
+fn hostname(machine: &Machine) -> Vec<String> {
+    let (configured, from_ip) = (machine.config.boot.hostname.as_deref(), &machine.network.plan().hostname);
+    setup::names::hostname(configured, from_ip.as_deref())
+}
+
+fn names(machine: &Machine) -> Vec<String> {
+    let root = Path::new("/");
+    let mut warnings = setup::names::hosts(root);
+    warnings.extend(setup::names::resolver(root, &machine.network.plan().dns));
+    warnings
+}
+
+fn clock(machine: &Machine) -> Vec<String> {
+    if machine.config.boot.ptp_clock { setup::clock::set_from_ptp() } else { Vec::new() }
+}
+
+/// When PID 1 goes into its cgroup though envd is not healthy yet.
+pub(super) fn settling(begin: Moment) -> Moment {
+    begin + Duration::from_secs(10)
 }

@@ -4,7 +4,7 @@
 //! the port is not served, and only then.
 
 use std::{
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     time::Duration,
 };
@@ -16,14 +16,14 @@ use guest::{
         server::{Call, ClientId, Server, error},
     },
     log,
-    reactor::{Interest, Reactor, Ready},
+    reactor::{Interest, Reactor, Ready, Watched},
     ring,
     supervise::State,
 };
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     machine::{Machine, kind_name, tokens},
@@ -36,7 +36,7 @@ const GOAL_BOUND: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Control {
     server: Server,
-    uevents: Option<OwnedFd>,
+    uevents: Option<Watched>,
     goals: Vec<Goal>,
 }
 
@@ -98,12 +98,8 @@ impl Control {
             bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 1))?;
             Ok(fd)
         };
-        if let Ok(fd) = open()
-            && reactor.add(&fd, tokens::UEVENT, Interest::Read).is_ok()
-        {
-            self.uevents = Some(fd);
-            self.try_vsock(reactor); // it may have come in between
-        }
+        self.uevents = open().ok().and_then(|fd| reactor.watch(fd, tokens::UEVENT, Interest::Read).ok());
+        self.try_vsock(reactor); // it may have come in between
     }
 
     fn try_vsock(&mut self, reactor: &Reactor) {
@@ -116,7 +112,8 @@ impl Control {
     fn device_changed(&mut self, reactor: &Reactor) {
         let Some(fd) = &self.uevents else { return };
         let mut buffer = [0; 4096];
-        while recv(fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok_and(|count| count > 0) {}
+        while recv(fd.as_fd().as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok_and(|count| count > 0) {
+        }
         self.try_vsock(reactor);
     }
 }
@@ -290,11 +287,4 @@ fn refusal(why: &StartError) -> Reply {
 fn relay_status() -> Option<RelayStatus> {
     let text = std::fs::read_to_string("/run/envd-init/relay.json").ok()?;
     serde_json::from_str(text.trim_end_matches(['\0', ' ', '\n'])).ok()
-}
-
-/// Says what did not open.
-pub(super) fn warn_all(warnings: &[String]) {
-    for warning in warnings {
-        warn!("{warning}");
-    }
 }

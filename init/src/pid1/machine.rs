@@ -1,6 +1,6 @@
 //! The machine while it runs: one loop around the reactor.
 
-use std::path::Path;
+use std::{collections::VecDeque, path::Path};
 
 use guest::{
     cgroup::Tree,
@@ -20,6 +20,7 @@ use nix::{
 use tracing::{debug, info, warn};
 
 use super::{
+    boot,
     control::Control,
     finish, guarded,
     network::Network,
@@ -60,7 +61,19 @@ pub(super) mod tokens {
 pub(super) const SIGNALS: [Signal; 5] =
     [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
 
+/// Turns with events in a row by which a step of the boot is put off.
+const MOST_PUT_OFF: u32 = 16;
+
+/// A step of the boot after envd's start, and its name.
+pub(super) type Step = (&'static str, fn(&mut Machine));
+
 pub(super) struct Machine {
+    /// What is left of the boot.
+    pub(super) steps: VecDeque<Step>,
+    /// Turns in which something else was to be done than the next step.
+    put_off: u32,
+    /// When PID 1 goes into its cgroup at the latest; `None` once it has.
+    pub(super) settles_at: Option<Moment>,
     pub(super) reactor: Reactor,
     pub(super) tree: Tree,
     pub(super) config: Config,
@@ -84,9 +97,39 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Sleeps until something happens, and takes it in.
+    /// Knows nothing yet, and has all `steps` before it.
+    pub(super) fn new(reactor: Reactor, steps: Vec<Step>) -> Self {
+        let (config, cmdline) = (Config::default(), Cmdline::default());
+        Self {
+            steps: steps.into(),
+            put_off: 0,
+            settles_at: Some(boot::settling(now())),
+            reactor,
+            tree: Tree::default(),
+            stages: Stages::default(),
+            services: Services::default(),
+            network: Network::new(&cmdline, &config.network),
+            notify: None,
+            control: Control::new(),
+            envd: None,
+            shutdown: None,
+            unmounting: None,
+            unmounted: false,
+            childless: false,
+            more_orphans: true, // what died before the signals were watched is found at the first turn
+            orphans: 0,
+            console_watched: false,
+            boot_told: false,
+            config,
+            cmdline,
+        }
+    }
+
+    /// Sleeps until something happens, and takes it in. While there are steps of the boot left it does not sleep: where
+    /// nothing has happened the next one is done.
     pub(super) fn turn(&mut self) {
-        let deadline = if self.more_orphans { Some(Moment::ZERO) } else { self.deadline() };
+        let busy = self.more_orphans || !self.steps.is_empty();
+        let deadline = if busy { Some(Moment::ZERO) } else { self.deadline() };
         let events = match self.reactor.wait(deadline) {
             Ok(events) => events,
             Err(error) => {
@@ -95,20 +138,40 @@ impl Machine {
                 Vec::new()
             }
         };
+        let quiet = events.is_empty();
         for event in events {
             guarded("an event", || self.event(event));
         }
+        self.next_step(quiet);
         guarded("reaping", || self.reap_more());
         guarded("a timer", || self.timers());
         guarded("the console", || self.watch_console());
     }
 
+    /// Does the next step of the boot, in a quiet turn; or in any, when a flood of events has put it off for long.
+    fn next_step(&mut self, quiet: bool) {
+        self.put_off += 1;
+        if !(quiet || self.put_off > MOST_PUT_OFF) {
+            return;
+        }
+        self.put_off = 0;
+        if let Some((name, step)) = self.steps.pop_front() {
+            guarded(name, || step(self));
+        }
+    }
+
     fn deadline(&self) -> Option<Moment> {
         let shutdown = self.shutdown.as_ref().and_then(Shutdown::deadline);
-        [self.services.deadline(), self.control.deadline(), self.network.deadline(), shutdown]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.services.deadline(),
+            self.control.deadline(),
+            self.network.deadline(),
+            shutdown,
+            self.settles_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     pub(super) fn split(&mut self) -> (&mut Services, World<'_>) {
@@ -189,6 +252,9 @@ impl Machine {
         self.network_timer();
         self.control_goals();
         self.shutdown_turn();
+        if self.settles_at.is_some_and(|at| at <= now()) {
+            self.enter_scope();
+        }
     }
 
     fn notified(&mut self) {
@@ -229,6 +295,7 @@ impl Machine {
         self.stages.add("envd_listening", at(exec), at(listening), None);
         self.stages.add("envd_healthy", at(listening), at(healthy), None);
         log::machine("boot", &self.stages.boot_line());
+        self.enter_scope();
     }
 
     /// Lines that the console did not take are written when it does; only then is it watched.

@@ -41,9 +41,9 @@ const AFTER_A_FAULT: Duration = Duration::from_millis(100);
 /// Runs the machine. There is nothing to return to.
 pub(crate) fn run() -> ! {
     install_panic_hook();
-    let faults = faults(std::env::args());
-    guest::sys::execute_again_after_fault(faults);
-    let mut machine = boot::boot(faults);
+    let faults = Faults::from_arguments(std::env::args());
+    guest::sys::execute_again_after_fault(faults.count);
+    let mut machine = boot::boot(&faults);
     loop {
         if guarded("the main loop", || machine.turn()).is_none() {
             std::thread::sleep(AFTER_A_FAULT);
@@ -51,10 +51,22 @@ pub(crate) fn run() -> ! {
     }
 }
 
-/// How often this process had to be executed anew; all other arguments are unknown words of the kernel's command line.
-fn faults(arguments: impl Iterator<Item = String>) -> u8 {
-    let mut rest = arguments.skip_while(|word| Some(word.as_str()) != guest::sys::AFTER_FAULT.to_str().ok());
-    rest.nth(1).and_then(|count| count.parse().ok()).unwrap_or(0)
+/// How often of late this process had to be executed anew, and after which signal the last time.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Faults {
+    count: u8,
+    signal: i32,
+}
+
+impl Faults {
+    /// All other arguments are unknown words of the kernel's command line.
+    fn from_arguments(arguments: impl Iterator<Item = String>) -> Self {
+        let marked = |word: &String| Some(word.as_str()) != guest::sys::AFTER_FAULT.to_str().ok();
+        let mut rest = arguments.skip_while(marked).skip(1);
+        let count = rest.next().and_then(|count| count.parse().ok()).unwrap_or(0);
+        let signal = rest.next().and_then(|signal| signal.parse().ok()).unwrap_or(0);
+        Self { count, signal }
+    }
 }
 
 /// Runs a piece of work; a panic in it is its own end only.
@@ -78,6 +90,14 @@ fn install_panic_hook() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn faults_are_told_from_words_of_the_kernels_command_line() {
+        let faults = |line: &str| Faults::from_arguments(line.split(' ').map(str::to_owned));
+        assert_eq!(faults("init quiet splash 3"), Faults::default());
+        assert_eq!(faults("init --after-fault 2 11"), Faults { count: 2, signal: 11 });
+        assert_eq!(faults("init --after-fault x"), Faults::default());
+    }
 
     #[test]
     fn a_panic_ends_only_the_work_it_happened_in() {

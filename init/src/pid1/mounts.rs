@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use guest::cmdline::Cmdline;
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
@@ -65,18 +66,22 @@ pub(super) fn first() -> Vec<String> {
     FIRST.iter().filter_map(make).collect()
 }
 
-/// What envd needs.
-pub(super) fn needed(keep_read_only: bool) -> Vec<String> {
-    let mut warnings: Vec<_> = NEEDED.iter().filter_map(make).collect();
-    device_links();
+/// What envd needs. `early` is what [`first`] could not do: where a folder was missing on a root that was read-only then, it
+/// is tried again.
+pub(super) fn needed(early: &[String]) -> Vec<String> {
+    let mut warnings: Vec<_> = root_writable().into_iter().collect();
+    if !early.is_empty() {
+        warnings.extend(first());
+    }
+    warnings.extend(NEEDED.iter().filter_map(make));
     warnings.extend(share_root());
-    warnings.extend(root_writable(keep_read_only));
     warnings.extend(temporary_folder());
     warnings
 }
 
 /// What can wait.
 pub(super) fn later() -> Vec<String> {
+    device_links();
     LATER
         .iter()
         .filter(|entry| !entry.kind.eq("bpf") || Path::new(entry.target).is_dir())
@@ -143,11 +148,12 @@ fn share_root() -> Option<String> {
 }
 
 /// A kernel that was told neither `ro` nor `rw` mounts the root read-only, and leaves the rest to PID 1.
-fn root_writable(keep_read_only: bool) -> Option<String> {
+fn root_writable() -> Option<String> {
     if !read_only("/") {
         return None;
     }
-    if keep_read_only {
+    let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if Cmdline::parse(&cmdline).flag("ro") {
         return Some("the root file system is read-only, as the kernel was told (ro)".to_owned());
     }
     let outcome = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT, None::<&str>);

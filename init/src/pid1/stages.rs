@@ -30,13 +30,26 @@ pub(super) struct BootLine<'a> {
 impl Stages {
     /// Does one step under guard; a warning that it gives back is said and kept.
     pub(super) fn step(&mut self, name: &str, work: impl FnOnce() -> Vec<String>) {
-        let begin = now();
+        self.step_since(now(), name, work);
+    }
+
+    /// The same, of a step that has begun before.
+    pub(super) fn step_since(&mut self, begin: Moment, name: &str, work: impl FnOnce() -> Vec<String>) {
         let warnings = super::guarded(name, work).unwrap_or_else(|| vec![format!("{name} was cut short")]);
         let first = warnings.first().cloned();
-        for warning in warnings {
-            self.warn(warning);
-        }
+        self.warn_all(warnings);
         self.add(name, begin, now(), first);
+    }
+
+    /// A stage that is done in parts: the first begins it, each other one moves its end.
+    pub(super) fn extend(&mut self, name: &str, begin: Moment, end: Moment, warning: Option<String>) {
+        match self.stages.iter_mut().find(|stage| stage.name == name) {
+            Some(stage) => {
+                stage.end_ns = nanos(end);
+                stage.warning = stage.warning.take().or(warning);
+            }
+            None => self.add(name, begin, end, warning),
+        }
     }
 
     pub(super) fn add(&mut self, name: &str, begin: Moment, end: Moment, warning: Option<String>) {
@@ -44,6 +57,10 @@ impl Stages {
             let (begin_ns, end_ns) = (nanos(begin), nanos(end));
             self.stages.push(Stage { name: name.to_owned(), begin_ns, end_ns, warning });
         }
+    }
+
+    pub(super) fn warn_all(&mut self, warnings: Vec<String>) {
+        warnings.into_iter().for_each(|warning| self.warn(warning));
     }
 
     /// Says something that is degraded, and keeps it for the status.

@@ -16,19 +16,21 @@ use std::time::Duration;
 
 use guest::{
     clock::{Moment, now},
-    control,
+    cmdline::Cmdline,
+    config, control,
     reactor::{Interest, Reactor},
 };
 use tracing::{debug, info, warn};
 
 use super::machine::{Machine, tokens};
 use netlink::{Link, Netlink, NetlinkError};
-pub(super) use plan::Plan;
+use plan::Plan;
 
 pub(super) struct Network {
     plan: Plan,
     netlink: Option<Netlink>,
     status: control::Network,
+    link_timeout: Duration,
     /// Until when the interface may take its time.
     awaited: Option<Moment>,
     /// The last report, so that only a change is said.
@@ -45,15 +47,24 @@ pub(super) struct Outcome {
 }
 
 impl Network {
-    pub(super) fn new(plan: Plan, link_timeout: Duration) -> Self {
+    pub(super) fn new(cmdline: &Cmdline, config: &config::Network) -> Self {
+        let plan = Plan::new(cmdline, config);
+        let link_timeout = Duration::from_millis(config.link_timeout_ms);
         let status = control::Network {
             wanted: Some(plan.address.to_string()),
             interface: plan.interface.clone(),
             configured_by: "none".to_owned(),
             ..control::Network::default()
         };
-        let awaited = Some(now() + link_timeout);
-        Self { plan, netlink: None, status, awaited, told: String::new(), configured: false }
+        Self {
+            plan,
+            netlink: None,
+            status,
+            link_timeout,
+            awaited: None,
+            told: String::new(),
+            configured: false,
+        }
     }
 
     pub(super) fn plan(&self) -> &Plan {
@@ -79,11 +90,9 @@ impl Network {
         };
         match open() {
             Ok(netlink) => self.netlink = Some(netlink),
-            Err(why) => {
-                self.awaited = None;
-                return Outcome { warnings: vec![why], settled: true };
-            }
+            Err(why) => return Outcome { warnings: vec![why], settled: true },
         }
+        self.awaited = Some(now() + self.link_timeout);
         self.look()
     }
 

@@ -1,6 +1,6 @@
 //! All services: order of start and stop, events by unit, the tally of deaths.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, path::Path};
 
 use guest::{
     cgroup::Tree,
@@ -23,11 +23,11 @@ use crate::pid1::reap;
 pub(in crate::pid1) enum StartError {
     #[error("there is no service {0}")]
     Unknown(String),
-    #[error("{name} does not run on this machine: {path} is missing")]
-    NotHere { name: String, path: String },
+    #[error("{name} does not run on this machine: {why}")]
+    NotHere { name: String, why: String },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::pid1) struct Services {
     units: Vec<Unit>,
     tally: Tally,
@@ -36,10 +36,13 @@ pub(in crate::pid1) struct Services {
 }
 
 impl Services {
-    pub(in crate::pid1) fn new(services: BTreeMap<String, Service>) -> Self {
-        let units =
-            services.into_values().enumerate().map(|(index, service)| Unit::new(service, index as u32));
-        Self { units: units.collect(), tally: Tally::default(), stopping: false }
+    /// Adds those whose name is not known yet.
+    pub(in crate::pid1) fn add(&mut self, services: BTreeMap<String, Service>) {
+        for service in services.into_values() {
+            if self.find(&service.name).is_none() {
+                self.units.push(Unit::new(service, self.units.len() as u32));
+            }
+        }
     }
 
     pub(in crate::pid1) fn find(&self, name: &str) -> Option<&Unit> {
@@ -60,30 +63,9 @@ impl Services {
             let unit = &mut self.units[index];
             unit.wanted = false;
             match missing(&unit.service) {
-                Some(path) => unit.skip(&path),
+                Some(why) => unit.skip(&why),
                 None => unit.event(Event::Start, world),
             }
-        }
-    }
-
-    /// Only envd, and what it waits for: the first thing that a boot starts.
-    pub(in crate::pid1) fn pump_only(&mut self, name: &str, world: World<'_>) {
-        let mut first = vec![name.to_owned()];
-        let mut at = 0;
-        while let Some(name) = first.get(at).cloned() {
-            let after = self.find(&name).map(|unit| unit.service.after.clone()).unwrap_or_default();
-            first.extend(after.into_iter().filter(|name| !first.contains(name)).collect::<Vec<_>>());
-            at += 1;
-        }
-        let others: Vec<usize> = (0..self.units.len())
-            .filter(|index| self.units[*index].wanted && !first.contains(&self.units[*index].service.name))
-            .collect();
-        for index in &others {
-            self.units[*index].wanted = false;
-        }
-        self.pump(world);
-        for index in others {
-            self.units[index].wanted = true;
         }
     }
 
@@ -143,9 +125,7 @@ impl Services {
         let service = &self.units[index].service;
         match missing(service) {
             None => Ok(()),
-            Some(path) => {
-                Err(StartError::NotHere { name: service.name.clone(), path: path.display().to_string() })
-            }
+            Some(why) => Err(StartError::NotHere { name: service.name.clone(), why }),
         }
     }
 
@@ -213,7 +193,7 @@ impl Services {
     }
 
     fn by_group(&self, pid: i32) -> Option<usize> {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let group = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
         self.units.iter().position(|unit| unit.service.owns_group() && unit.service.group_path() == group)
     }
@@ -227,7 +207,12 @@ impl Services {
     }
 }
 
-/// The first path of `only_if` that is missing.
-fn missing(service: &Service) -> Option<std::path::PathBuf> {
-    service.only_if.iter().find(|path| !path.exists()).cloned()
+/// Why a service is not for this machine: a path of `only_if` that is missing, a folder of `only_if_filled` that is empty.
+fn missing(service: &Service) -> Option<String> {
+    let filled = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+    let absent = service.only_if.iter().find(|path| !path.exists());
+    let empty = || service.only_if_filled.iter().find(|path| !filled(path));
+    absent
+        .map(|path| format!("there is no {}", path.display()))
+        .or_else(|| empty().map(|path| format!("there is nothing in {}", path.display())))
 }

@@ -16,7 +16,7 @@ use guest::{
     clock::Moment,
     control::{ExitReport, ServiceStatus},
     log,
-    reactor::{Interest, Reactor, Token, read_ready},
+    reactor::{Interest, Reactor, Token, Watched, read_ready},
     record::{self, Level},
     service::{LogTo, Readiness, Service},
     spawn::{self, Spawned},
@@ -64,8 +64,8 @@ impl Kind {
 #[derive(Debug)]
 struct Process {
     pid: i32,
-    steps: Option<OwnedFd>,
-    pipes: [Option<OwnedFd>; 2],
+    steps: Option<Watched>,
+    pipes: [Option<Watched>; 2],
     lines: [Lines; 2],
     oom_kills: u64,
     group_entered: bool,
@@ -218,6 +218,7 @@ impl Unit {
 
     fn spawn(&mut self, world: World<'_>) -> Event {
         self.wanted = false;
+        self.skipped = false;
         self.failure = None;
         self.prepare_group(world.tree);
         let outcome = program::program(&self.service, world.tree)
@@ -260,25 +261,22 @@ impl Unit {
         let group = self.service.group_path();
         let process = Process {
             pid: spawned.pid.as_raw(),
-            steps: Some(spawned.steps),
-            pipes: [spawned.stdout, spawned.stderr],
+            steps: self.watch(Some(spawned.steps), 0, world.reactor),
+            pipes: [
+                self.watch(spawned.stdout, 1, world.reactor),
+                self.watch(spawned.stderr, 2, world.reactor),
+            ],
             lines: [Lines::default(), Lines::default()],
             oom_kills: world.tree.oom_kills(&group).unwrap_or(0),
             group_entered: true,
         };
-        for (fd, kind) in [(&process.steps, 0), (&process.pipes[0], 1), (&process.pipes[1], 2)] {
-            if let Some(fd) = fd {
-                self.watch(fd, kind, world.reactor);
-            }
-        }
         self.process = Some(process);
     }
 
-    fn watch(&self, fd: &OwnedFd, kind: u8, reactor: &Reactor) {
+    fn watch(&self, fd: Option<OwnedFd>, kind: u8, reactor: &Reactor) -> Option<Watched> {
         let token: Token = tokens::unit(self.index, kind);
-        if let Err(error) = reactor.add(fd, token, Interest::Read) {
-            warn!("{}: {error}", self.name());
-        }
+        let watched = reactor.watch(fd?, token, Interest::Read);
+        watched.inspect_err(|error| warn!("{}: {error}", self.name())).ok()
     }
 
     /// Something can be read.
@@ -449,8 +447,8 @@ impl Unit {
     }
 
     /// It will not run on this machine.
-    pub(in crate::pid1) fn skip(&mut self, path: &std::path::Path) {
-        debug!("{}: passed over, there is no {}", self.name(), path.display());
+    pub(in crate::pid1) fn skip(&mut self, why: &str) {
+        debug!("{}: passed over, {why}", self.name());
         self.skipped = true;
         self.wanted = false;
         self.settled = true;
