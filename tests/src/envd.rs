@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use envd_api::envelope::Decoder;
 use envd_api::init::InitRequest;
-use envd_api::process::{Output, ProcessEvent, START, StartRequest, StartResponse};
+use envd_api::process::{Output, ProcessConfig, ProcessEvent, START, StartRequest, StartResponse};
 use envd_api::{
     CONNECT_JSON, JSON, PORT, PROTOCOL_VERSION, PROTOCOL_VERSION_HEADER, authorization, envelope,
 };
@@ -121,16 +121,30 @@ impl Vm {
 
     /// A shell command as `user`.
     pub fn exec_as(&self, via: Via, command: &str, user: Option<&str>) -> Result<CommandOutput> {
+        self.start(via, command, &StartRequest::shell(command), user)
+    }
+
+    fn start(
+        &self,
+        via: Via,
+        command: &str,
+        start: &StartRequest,
+        user: Option<&str>,
+    ) -> Result<CommandOutput> {
         let answer = self
-            .request(via, &start_request(&StartRequest::shell(command), user)?)
+            .request(via, &start_request(start, user)?)
             .with_context(|| format!("running `{command}` in the guest"))?;
         ensure!(answer.status == 200, "Start answered {}: {}", answer.status, answer.text());
         collect(&answer.body).with_context(|| format!("running `{command}` in the guest"))
     }
 
-    /// A command that must succeed: its standard output without the last newline.
+    /// A command of root's that must succeed: its standard output without the last newline. By a plain shell, which starts
+    /// several times faster than the login shell of [`Vm::exec`] where the machine is emulated.
     pub fn sh(&self, via: Via, command: &str) -> Result<String> {
-        let out = self.exec_as(via, command, Some("root"))?;
+        let args = ["-c", command].map(str::to_owned).to_vec();
+        let process = ProcessConfig { cmd: "/bin/sh".to_owned(), args, ..ProcessConfig::default() };
+        let start = StartRequest { process, stdin: Some(false), ..StartRequest::default() };
+        let out = self.start(via, command, &start, Some("root"))?;
         ensure!(out.exit_code == 0, "`{command}` ended with {}: {}{}", out.exit_code, out.stdout, out.stderr);
         Ok(out.stdout.trim_end_matches('\n').to_owned())
     }

@@ -57,9 +57,11 @@ pub mod firecracker;
 pub mod http;
 pub mod image;
 pub mod keep;
+pub mod life;
 pub mod net;
 pub mod paths;
 pub mod relay;
+pub mod sdk;
 pub mod sweep;
 pub mod vm;
 pub mod wait;
@@ -80,4 +82,12 @@ pub fn require_root() -> anyhow::Result<()> {
         "/dev/net/tun is missing: load the module (modprobe tun), or give this container the device"
     );
     Ok(())
+}
+
+/// Runs one part of a test and says which: the name stands above what a failure prints.
+pub fn part(name: &str, run: impl FnOnce()) {
+    let began = std::time::Instant::now();
+    eprintln!("part {name} …");
+    run();
+    eprintln!("part {name}: {:.1} s", began.elapsed().as_secs_f64());
 }

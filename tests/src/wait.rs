@@ -12,8 +12,25 @@ pub const BOUND: Duration = Duration::from_secs(170);
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(10);
 
+/// Between two looks that keep the guest itself busy.
+const GENTLE_INTERVAL: Duration = Duration::from_millis(200);
+
 /// Looks again and again until `look` finds something.
-pub fn until<T>(what: &str, bound: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn until<T>(what: &str, bound: Duration, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    every(INTERVAL, what, bound, look)
+}
+
+/// The same for a look that runs a command in the guest, which on an emulated machine costs what is waited for.
+pub fn gently<T>(what: &str, bound: Duration, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    every(GENTLE_INTERVAL, what, bound, look)
+}
+
+fn every<T>(
+    interval: Duration,
+    what: &str,
+    bound: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let begun = Instant::now();
     loop {
         if let Some(found) = look()? {
@@ -22,6 +39,6 @@ pub fn until<T>(what: &str, bound: Duration, mut look: impl FnMut() -> Result<Op
         if begun.elapsed() > bound {
             bail!("waited {} s in vain for {what}", bound.as_secs());
         }
-        thread::sleep(INTERVAL);
+        thread::sleep(interval);
     }
 }

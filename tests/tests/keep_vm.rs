@@ -7,8 +7,9 @@
 use std::process::Command;
 
 use tests::image::Envd;
-use tests::keep::{BOOT, Init, detached, envd_pid, freeze_and_audit, kills, wait_other_envd};
-use tests::{Via, Vm, paths, wait};
+use tests::keep::{BOOT, Init};
+use tests::life::{self, detached, envd_pid, wait_other_envd};
+use tests::{Via, Vm, part, paths, sdk, wait};
 
 #[test]
 fn systemd_keeps_the_image_and_envd_is_never_silently_dead() {
@@ -26,41 +27,21 @@ fn whole_life(init: Init) {
     let vm = Vm::of(&image).memory_mib(768).boot().unwrap();
     vm.wait_healthy_within(Via::Tcp, BOOT).unwrap();
     vm.wait_healthy(Via::Vsock).unwrap();
-    part("demo calls", || demo_calls(&vm));
+    part("demo", || Via::BOTH.into_iter().for_each(|via| sdk::calls(&vm, via).unwrap()));
     part("console", || console_and_getty(&vm));
     part("world", || envd_has_the_units_world(&vm, init));
     part("control", || control_says_keep(&vm));
-    part("kills", || assert_eq!(kills(&vm, 10).unwrap().len(), 10));
+    part("kills", || drop(life::kills(&vm, 30).unwrap()));
     part("relay", || relay_comes_back(&vm, init));
-    part("update", || an_update_is_served(&vm, init));
+    part("update", || life::updates(&vm, init.restart()).unwrap());
+    part("upgrade", || life::upgrade(&vm, None).unwrap());
     part("provisioning", || provisioning_does_not_undo_it(&vm, init));
     part("stop", || a_stop_is_not_answered_by_a_respawn(&vm, init));
-    if Envd::real().is_some() {
-        part("freeze", || freeze_is_clean(&vm));
-    }
+    part("freeze", || assert!(life::freeze(&vm).unwrap().is_none_or(|audit| audit.is_clean())));
     part("reboot", || {
         detach_reboot(&vm);
         vm.wait_end().unwrap();
     });
-}
-
-/// Says which part runs: the name stands above what a failure prints.
-fn part(name: &str, run: impl FnOnce()) {
-    let began = std::time::Instant::now();
-    eprintln!("part {name} …");
-    run();
-    eprintln!("part {name}: {:.1} s", began.elapsed().as_secs_f64());
-}
-
-/// The four calls of an SDK, over both routes, with a status and standard error besides.
-fn demo_calls(vm: &Vm) {
-    for via in Via::BOTH {
-        assert_eq!(vm.sh(via, "echo Hello").unwrap(), "Hello");
-        assert_eq!(vm.sh(via, "python3 -c 'print(1+1)'").unwrap(), "2");
-        assert_eq!(vm.sh(via, "echo kept >/tmp/file && cat /tmp/file").unwrap(), "kept");
-        let failed = vm.exec(via, "echo oops >&2; exit 3").unwrap();
-        assert_eq!((failed.stderr.as_str(), failed.exit_code), ("oops\n", 3));
-    }
 }
 
 /// The wrapper's lines stand beside what the image's init prints, and go on after a getty took the line: it can be
@@ -176,27 +157,6 @@ fn relay_comes_back(vm: &Vm, init: Init) {
     assert_eq!(relay_cgroup(vm), "0::/init.scope");
 }
 
-/// The two ways in which the platform's builder brings in a new envd: afterwards the new file runs, and the old one was
-/// dead before the command returned.
-fn an_update_is_served(vm: &Vm, init: Init) {
-    let swap = "cp /usr/bin/envd /tmp/envd_updated && mv /tmp/envd_updated /usr/bin/envd && ";
-    let old = envd_pid(vm, Via::Tcp).unwrap();
-    let restart = init.restart();
-    let said = detached(vm, &format!("{swap} {restart} >/dev/null; kill -0 {old} 2>/dev/null && echo alive"))
-        .unwrap();
-    assert!(!said.contains("alive"), "{restart} returned before the old envd was dead");
-    runs_the_new_file(vm, wait_other_envd(vm, Via::Vsock, old).unwrap());
-    let old = envd_pid(vm, Via::Tcp).unwrap();
-    let _ = vm.exec_as(Via::Tcp, &format!("{swap} kill -TERM \"$(pidof envd)\""), Some("root"));
-    runs_the_new_file(vm, wait_other_envd(vm, Via::Vsock, old).unwrap());
-}
-
-fn runs_the_new_file(vm: &Vm, pid: u32) {
-    let inodes =
-        vm.sh(Via::Tcp, &format!("stat -Lc %i /proc/{pid}/exe /usr/bin/envd | uniq | wc -l")).unwrap();
-    assert_eq!(inodes, "1", "envd {pid} still runs the old file");
-}
-
 /// What the platform's provisioning does after a template's Dockerfile: envd, its service and the link to the init are
 /// written anew. The wrapper stays in place.
 fn provisioning_does_not_undo_it(vm: &Vm, init: Init) {
@@ -232,13 +192,6 @@ fn a_stop_is_not_answered_by_a_respawn(vm: &Vm, init: Init) {
             .unwrap();
     assert_eq!(said.trim(), "none", "envd came back by itself after `{stop}`");
     vm.wait_healthy(Via::Vsock).unwrap();
-}
-
-/// Frozen as before a pause, calls over vsock are answered, and the platform's own audit finds nothing.
-fn freeze_is_clean(vm: &Vm) {
-    let audit = freeze_and_audit(vm).unwrap();
-    assert!(audit.visited > 0 && audit.frozen > 0, "{audit:?}");
-    assert_eq!((audit.escaped, audit.violations), (0, 0), "{audit:?}");
 }
 
 fn detach_reboot(vm: &Vm) {
