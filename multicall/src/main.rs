@@ -3,9 +3,9 @@
 //!
 //! | called as | is |
 //! |---|---|
-//! | anything, as process 1 | init |
-//! | `envd-wrapper`, `envd` | envd's supervisor |
+//! | `envd-wrapper`, `envd` | envd's supervisor, also as the first process of a container |
 //! | `vsock-relay` | the relay |
+//! | anything else, as process 1 | init |
 //! | `init`, `systemctl`, `reboot`, … | the tools that ask init |
 
 use std::{ffi::OsStr, path::Path, process::ExitCode};
@@ -14,7 +14,6 @@ fn main() -> ExitCode {
     let called = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&called).file_name().and_then(OsStr::to_str).unwrap_or_default();
     match name {
-        _ if std::process::id() == 1 => init::main(),
         "envd-wrapper" | "envd" => envd_wrapper::main(),
         "vsock-relay" => vsock_relay::program::main(),
         _ => init::main(),
