@@ -154,6 +154,7 @@ impl Coded for ext4::Error {
             Self::NotExt4 { .. } | Self::Truncated { .. } => Exit::NotExt4,
             Self::Features { .. } => Exit::Features,
             Self::Read { .. } | Self::Damaged(_) => Exit::Damaged,
+            Self::TooLarge { .. } => Exit::Failed,
             Self::NotFound { .. } | Self::Dangling { .. } => Exit::NoParent,
             Self::NotDirectory { .. } => Exit::InTheWay,
             Self::Loop { .. } => Exit::Loop,

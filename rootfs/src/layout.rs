@@ -76,10 +76,12 @@ fn machine(image: &Image) -> Result<Option<Machine>> {
     Ok(None)
 }
 
-/// A regular file's contents, links followed.
+/// A regular file's contents, links followed; one that is too large for what is looked for is passed over.
 fn head(image: &Image, path: &str) -> Result<Option<Vec<u8>>> {
     match image.find(path.as_bytes())? {
-        Some(found) if found.inode.kind == Kind::File => image.contents(&found.inode).map(Some),
+        Some(found) if found.inode.kind == Kind::File && found.inode.size <= ext4::MAX_CONTENTS => {
+            image.contents(&found.inode).map(Some)
+        }
         _ => Ok(None),
     }
 }
@@ -127,12 +129,11 @@ fn envd(image: &Image) -> Result<Option<EnvdFound>> {
 }
 
 fn is_envd(image: &Image, path: &str) -> Result<bool> {
-    let Some(found) = image.find(path.as_bytes())? else { return Ok(false) };
-    if found.inode.kind != Kind::File || found.real.starts_with(crate::manifest::HOME.as_bytes()) {
+    let is_ours = |real: &[u8]| real.starts_with(crate::manifest::HOME.as_bytes());
+    if image.find(path.as_bytes())?.is_none_or(|found| is_ours(&found.real)) {
         return Ok(false);
     }
-    let bytes = image.contents(&found.inode)?;
-    Ok(Elf::parse(&bytes).is_ok() && !is_wrapper(&bytes))
+    Ok(head(image, path)?.is_some_and(|bytes| Elf::parse(&bytes).is_ok() && !is_wrapper(&bytes)))
 }
 
 /// Whether a program is our own wrapper.

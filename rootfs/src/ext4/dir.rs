@@ -15,6 +15,7 @@ impl Image {
         if dir.kind != Kind::Dir {
             return Err(Error::Damaged(format!("inode {} is no directory", dir.ino)));
         }
+        dir.require_modest()?;
         if dir.is_inline() {
             // The first four bytes are the parent's number; there are no entries for `.` and `..`.
             parse(dir.ino, &dir.block[4..], &mut entries)?;

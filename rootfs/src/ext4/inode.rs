@@ -1,6 +1,6 @@
 //! Inodes and where their contents lie.
 
-use super::{Chunk, Error, Image, Ino, Result, le16, le32};
+use super::{Chunk, Error, Image, Ino, MAX_CONTENTS, Result, le16, le32};
 
 const FLAG_ENCRYPT: u32 = 0x800;
 const FLAG_EXTENTS: u32 = 0x8_0000;
@@ -8,6 +8,8 @@ const FLAG_INLINE_DATA: u32 = 0x1000_0000;
 const EXTENT_MAGIC: u16 = 0xf30a;
 /// An extent longer than this is allocated but never written: it reads as zeros.
 const MAX_WRITTEN_EXTENT: u32 = 32768;
+/// As deep as the kernel follows a tree of extents.
+const MAX_EXTENT_DEPTH: u16 = 5;
 /// Contents are handed on in pieces of at most this many bytes.
 const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -100,6 +102,11 @@ impl Inode {
         self.mode & 0o7777
     }
 
+    pub(super) fn require_modest(&self) -> Result<()> {
+        let (ino, size) = (self.ino, self.size);
+        if size > MAX_CONTENTS { Err(Error::TooLarge { ino, size }) } else { Ok(()) }
+    }
+
     pub(super) const fn is_inline(&self) -> bool {
         self.flags & FLAG_INLINE_DATA != 0
     }
@@ -171,70 +178,64 @@ impl Image {
     }
 
     /// The mapped runs of blocks, ascending.
-    pub(super) fn runs(&self, inode: &Inode) -> Result<Vec<Run>> {
-        let mut runs = Vec::new();
+    fn runs(&self, inode: &Inode) -> Result<Vec<Run>> {
+        let mut runs = Runs { ino: inode.ino, list: Vec::new(), left: self.superblock.blocks };
         if inode.flags & FLAG_EXTENTS != 0 {
-            self.extent_runs(inode.ino, &inode.block, 5, &mut runs)?;
+            self.extent_runs(&inode.block, MAX_EXTENT_DEPTH, &mut runs)?;
         } else {
             self.mapped_runs(inode, &mut runs)?;
         }
-        if runs.windows(2).any(|pair| pair[0].logical + pair[0].len > pair[1].logical) {
+        if runs.list.windows(2).any(|pair| pair[0].logical + pair[0].len > pair[1].logical) {
             return Err(Error::Damaged(format!("inode {}: its extents overlap", inode.ino)));
         }
-        Ok(runs)
+        Ok(runs.list)
     }
 
-    fn extent_runs(&self, ino: Ino, node: &[u8], levels: u16, runs: &mut Vec<Run>) -> Result<()> {
+    fn extent_runs(&self, node: &[u8], levels: u16, runs: &mut Runs) -> Result<()> {
         let (magic, entries, depth) = (le16(node, 0), usize::from(le16(node, 2)), le16(node, 6));
         if magic != EXTENT_MAGIC || depth > levels || 12 * (entries + 1) > node.len() {
-            return Err(Error::Damaged(format!("inode {ino}: its extent tree is broken")));
+            return Err(Error::Damaged(format!("inode {}: its extent tree is broken", runs.ino)));
         }
         for raw in node[12..12 * (entries + 1)].chunks_exact(12) {
             if depth > 0 {
                 let block = u64::from(le32(raw, 4)) | u64::from(le16(raw, 8)) << 32;
-                self.extent_runs(ino, &self.read_block(block)?, depth - 1, runs)?;
+                runs.count(1)?;
+                self.extent_runs(&self.read_block(block)?, depth - 1, runs)?;
                 continue;
             }
             let len = u32::from(le16(raw, 4));
             if len <= MAX_WRITTEN_EXTENT {
                 let physical = u64::from(le32(raw, 8)) | u64::from(le16(raw, 6)) << 32;
-                runs.push(Run { logical: u64::from(le32(raw, 0)), physical, len: u64::from(len) });
+                runs.push(Run { logical: u64::from(le32(raw, 0)), physical, len: u64::from(len) })?;
             }
         }
         Ok(())
     }
 
     /// The block map of ext2: 12 direct blocks, then one, two and three levels of indirection.
-    fn mapped_runs(&self, inode: &Inode, runs: &mut Vec<Run>) -> Result<()> {
-        let mut logical = 0;
+    fn mapped_runs(&self, inode: &Inode, runs: &mut Runs) -> Result<()> {
+        let block_size = u64::from(self.superblock.block_size);
+        let mut map = Map { end: inode.size.div_ceil(block_size), logical: 0, runs };
         for slot in 0..15 {
             let block = u64::from(le32(&inode.block, slot * 4));
-            self.map_slot(block, slot.saturating_sub(11) as u32, &mut logical, inode.size, runs)?;
+            self.map_slot(block, slot.saturating_sub(11) as u32, &mut map)?;
         }
         Ok(())
     }
 
-    fn map_slot(
-        &self,
-        block: u64,
-        level: u32,
-        logical: &mut u64,
-        size: u64,
-        runs: &mut Vec<Run>,
-    ) -> Result<()> {
-        let per_block = u64::from(self.superblock.block_size) / 4;
-        let covered = per_block.pow(level);
-        if block == 0 || *logical * u64::from(self.superblock.block_size) >= size {
-            *logical += covered;
+    fn map_slot(&self, block: u64, level: u32, map: &mut Map<'_>) -> Result<()> {
+        if block == 0 || map.logical >= map.end {
+            map.logical += (u64::from(self.superblock.block_size) / 4).pow(level);
             return Ok(());
         }
         if level == 0 {
-            push_run(runs, *logical, block);
-            *logical += 1;
+            map.runs.push(Run { logical: map.logical, physical: block, len: 1 })?;
+            map.logical += 1;
             return Ok(());
         }
+        map.runs.count(1)?;
         for raw in self.read_block(block)?.chunks_exact(4) {
-            self.map_slot(u64::from(le32(raw, 0)), level - 1, logical, size, runs)?;
+            self.map_slot(u64::from(le32(raw, 0)), level - 1, map)?;
         }
         Ok(())
     }
@@ -242,19 +243,47 @@ impl Image {
 
 /// Blocks that follow each other both in the file and on the disk.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Run {
-    pub(super) logical: u64,
-    pub(super) physical: u64,
-    pub(super) len: u64,
+struct Run {
+    logical: u64,
+    physical: u64,
+    len: u64,
 }
 
-fn push_run(runs: &mut Vec<Run>, logical: u64, physical: u64) {
-    match runs.last_mut() {
-        Some(last) if last.logical + last.len == logical && last.physical + last.len == physical => {
-            last.len += 1;
-        }
-        _ => runs.push(Run { logical, physical, len: 1 }),
+/// Runs of one inode. It cannot have more blocks than the filesystem has, which ends the search in a tree that leads back to
+/// itself.
+struct Runs {
+    ino: Ino,
+    list: Vec<Run>,
+    left: u64,
+}
+
+impl Runs {
+    fn count(&mut self, blocks: u64) -> Result<()> {
+        let too_many = || Error::Damaged(format!("inode {} has more blocks than the filesystem", self.ino));
+        self.left = self.left.checked_sub(blocks).ok_or_else(too_many)?;
+        Ok(())
     }
+
+    fn push(&mut self, run: Run) -> Result<()> {
+        self.count(run.len)?;
+        match self.list.last_mut() {
+            Some(last)
+                if last.logical + last.len == run.logical && last.physical + last.len == run.physical =>
+            {
+                last.len += run.len;
+            }
+            _ => self.list.push(run),
+        }
+        Ok(())
+    }
+}
+
+/// A walk through a block map.
+struct Map<'a> {
+    /// The file's length in blocks.
+    end: u64,
+    logical: u64,
+    runs: &'a mut Runs,
 }
 
 fn parse(ino: Ino, raw: &[u8]) -> Result<Inode> {

@@ -31,6 +31,10 @@ pub type Ino = u32;
 /// The root directory's inode.
 pub const ROOT: Ino = 2;
 
+/// Files that are read into memory as a whole, and directories, are smaller than this (bytes): an image may come from anybody, and
+/// a file of holes costs it nothing.
+pub const MAX_CONTENTS: u64 = 256 << 20;
+
 /// What can be wrong with an image or a path in it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,6 +50,8 @@ pub enum Error {
     Read { offset: u64, len: usize, source: io::Error },
     #[error("damaged filesystem: {0}; run e2fsck on a copy of the image")]
     Damaged(String),
+    #[error("inode {ino} of the image has {size} bytes, where a program or a text of at most {} MiB was expected", MAX_CONTENTS >> 20)]
+    TooLarge { ino: Ino, size: u64 },
     #[error("{path}: no such file in the image")]
     NotFound { path: String },
     #[error("{path}: {component} is not a directory in the image")]
@@ -83,8 +89,9 @@ impl Image {
         &self.path
     }
 
-    /// Reads the whole contents of a regular file, or the target of a link.
+    /// Reads the whole contents of a regular file of a modest size, or the target of a link.
     pub fn contents(&self, inode: &Inode) -> Result<Vec<u8>> {
+        inode.require_modest()?;
         let mut data = Vec::new();
         self.for_each_chunk(inode, |chunk| {
             match chunk {

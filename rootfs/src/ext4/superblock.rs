@@ -7,6 +7,8 @@ use super::{Error, Result, le16, le32};
 const OFFSET: u64 = 1024;
 const SIZE: usize = 1024;
 const MAGIC: u16 = 0xef53;
+/// As mke2fs makes them at least. Fewer would make the table of groups larger than any machine's memory.
+const MIN_BLOCKS_PER_GROUP: u32 = 256;
 
 /// `s_feature_incompat`: name, bit, and whether images that use it are handled here.
 const INCOMPAT: &[(&str, u32, bool)] = &[
@@ -187,8 +189,8 @@ impl Superblock {
         {
             return Err(format!("inode size {}, descriptor size {}", self.inode_size, self.descriptor_size));
         }
-        if self.inodes_per_group == 0 || self.blocks_per_group == 0 || self.blocks == 0 {
-            return Err("a group has no blocks or no inodes".into());
+        if self.inodes_per_group == 0 || self.blocks_per_group < MIN_BLOCKS_PER_GROUP || self.blocks == 0 {
+            return Err("a group has too few blocks or no inodes".into());
         }
         if self.blocks > u64::from(u32::MAX) * 16
             || u64::from(self.inodes_per_group) * u64::from(self.group_count()) < u64::from(self.inodes)

@@ -343,7 +343,9 @@ fn records(mut data: &[u8]) -> Pax {
     let mut pax = Pax::new();
     while let Some(space) = data.iter().position(|byte| *byte == b' ') {
         let len = std::str::from_utf8(&data[..space]).ok().and_then(|text| text.parse::<usize>().ok());
-        let Some(record) = len.filter(|len| *len > space + 1).and_then(|len| data.get(space + 1..len - 1))
+        let Some(record) = len
+            .filter(|len| *len > space + 1 && *len <= data.len())
+            .and_then(|len| data.get(space + 1..len - 1))
         else {
             break;
         };

@@ -585,6 +585,9 @@ fn size(text: &str) -> Option<String> {
     Some(digits.parse::<u64>().ok()?.checked_mul(factor)?.to_string())
 }
 
+/// More than a year is for ever.
+const LONGEST_MS: f64 = 365.0 * 86_400_000.0;
+
 /// systemd.time(7): numbers with units, added up; seconds without; `infinity` is none.
 fn milliseconds(text: &str) -> Option<u64> {
     let mut total = 0.0;
@@ -606,7 +609,7 @@ fn milliseconds(text: &str) -> Option<u64> {
             };
         rest = rest[end..].trim_start();
     }
-    (total.is_finite() && !text.trim().is_empty()).then_some(total as u64)
+    (total <= LONGEST_MS && !text.trim().is_empty()).then_some(total as u64)
 }
 
 /// Says who waits for whom, now that all are known, and takes back those that need something that is lost.

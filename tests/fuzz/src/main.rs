@@ -1,7 +1,8 @@
 //! `make fuzz`: every parser, at least a million inputs each.
 //!
 //! `COUNT=` inputs a target (default 1,000,000), `SEED=` to replay, `ONLY=` for one target. What fails is written to
-//! `target/fuzz/TARGET-SEED-N`, to be added to the corpus in `tests/fuzz/corpus/TARGET/` with the fix.
+//! `target/fuzz/TARGET-SEED-N`, to be added to the corpus in `tests/fuzz/corpus/TARGET/` with the fix; `INPUT=` runs such a file
+//! alone, and says where it fails.
 
 mod mutate;
 mod target;
@@ -44,6 +45,11 @@ fn run() -> Result<usize> {
     let only = std::env::var("ONLY").unwrap_or_default();
     let targets: Vec<_> = TARGETS.iter().filter(|target| only.is_empty() || target.name == only).collect();
     ensure!(!targets.is_empty(), "ONLY={only}: no such target");
+    if let Some(path) = std::env::var_os("INPUT").filter(|path| !path.is_empty()) {
+        let input = fs::read(&path).with_context(|| format!("read INPUT={}", path.display()))?;
+        targets.iter().for_each(|target| (target.run)(&input));
+        return Ok(0);
+    }
     std::panic::set_hook(Box::new(|_| {}));
     let mut failed = 0;
     println!("{:<18} {:>10} {:>7} {:>10}", "target", "inputs", "failed", "slowest");
