@@ -54,7 +54,7 @@ arm64: ## bake an arm64 image and boot it under emulation to a healthy stand-in 
 	@scripts/setup build images arm64
 	@scripts/arm64-check
 
-dist: ## make a release: binaries, payload and checksums for both architectures
+dist: host ## make a release: binaries, payload and checksums for both architectures
 	@scripts/dist
 
 demo: build stand-in ## bake, boot, run the E2B SDK over TCP, vsock, TCP [ENVD=path] [VM_KERNEL=path]

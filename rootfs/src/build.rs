@@ -4,13 +4,16 @@
 //! |---|---|
 //! | size and inodes | counted, with head-room, or given |
 //! | filesystem | `mke2fs -d` on the source's folder |
-//! | device nodes | one debugfs script |
-//! | owners, modes, times, attributes | what differs from what is wanted, by inode number, in one debugfs script |
+//! | device nodes; owners, modes, times, attributes | what differs from what is wanted, by inode number, in one debugfs script |
 //! | judgement | the tree is read back and compared with what is wanted, then `e2fsck -fn` |
 //!
 //! Inode numbers, not names, are what the scripts use, so a name may hold any byte.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    path::PathBuf,
+};
 
 use crate::{
     ext4::{self, Image, Kind, Time, show},
@@ -77,20 +80,24 @@ pub fn build(source: &Source, geometry: &Geometry, tools: &Tools, image: &std::p
         .and_then(|file| file.set_len(plan.size_mib * MIB))
         .map_err(|source| Error::Host { what: "make", path: image.to_owned(), source })?;
     tools.mke2fs(image, &plan.options(source, geometry), &source.folder)?;
-    make_devices(&source.contents, tools, image)?;
     repair(source, tools, image)?;
-    let opened = Image::open(image)?;
-    if let Some((path, difference)) =
-        differences(&source.contents, &tree::read(&opened)?, tools.epoch()).into_iter().next()
-    {
-        return Err(Error::Differs { path: show(path), difference: difference.to_owned() });
-    }
     std::thread::scope(|scope| {
         let fsck = scope.spawn(|| tools.require_clean(image));
-        contents::compare(source, &opened)?;
+        judge(source, &Image::open(image)?, tools.epoch())?;
         fsck.join().expect("a thread that only waits for a program")?;
         Ok(())
     })
+}
+
+/// Requires that the image holds what the source holds, to the byte.
+fn judge(source: &Source, image: &Image, epoch: u64) -> Result<()> {
+    let tree = tree::read(image)?;
+    match differences(&source.contents, &tree, epoch).into_iter().next() {
+        Some((path, difference)) => {
+            Err(Error::Differs { path: show(path), difference: difference.to_owned() })
+        }
+        None => contents::compare(source, image, &tree),
+    }
 }
 
 struct Layout {
@@ -136,46 +143,71 @@ impl Layout {
     }
 }
 
-/// Device nodes that the source's folder could not hold.
-fn make_devices(contents: &Contents, tools: &Tools, path: &std::path::Path) -> Result<()> {
-    let image = Image::open(path)?;
-    let mut script = Script::default();
-    for (path, wanted) in contents {
-        let Some(device) = wanted.device else { continue };
-        if image.find_link(path)?.is_some() {
-            continue;
-        }
-        let parent = image.locate_link(tree::parent(path))?.inode.ino;
-        let kind = if wanted.kind == Kind::Char { 'c' } else { 'b' };
-        // debugfs takes no larger numbers; `fix` sets the real ones.
-        let small = (device.0.min(1), device.1.min(1));
-        script.mknod(parent, tree::name(path), kind, if device.1 > 0xffff { small } else { device })?;
-    }
-    Ok(run_script(tools, path, &script)?)
-}
-
-/// Sets what `mke2fs` could not know or got from this host.
+/// Sets what `mke2fs` could not know or got from this host, and makes the device nodes that the source's folder could not hold.
 fn repair(source: &Source, tools: &Tools, path: &std::path::Path) -> Result<()> {
     let tree = tree::read(&Image::open(path)?)?;
     let mut script = Script::default();
     let mut attributes = Attributes { folder: tools.folder().join("xattr"), count: 0 };
-    let mut done = std::collections::HashSet::new();
+    make_devices(source, &tree, tools.epoch(), &mut script, &mut attributes)?;
+    let mut done = HashSet::new();
     for (path, node) in &tree {
         if !done.insert(node.inode.ino) {
             continue;
         }
+        let target = Target::Inode(node.inode.ino);
         let Some(wanted) = source.contents.get(path) else {
-            fix_times(&mut script, node, tools.epoch() as i64, tools.epoch())?;
+            fix_times(&mut script, target, node, tools.epoch() as i64, tools.epoch())?;
             continue;
         };
-        fix(&mut script, node, wanted, tools.epoch())?;
-        attributes.fix(&mut script, node, wanted)?;
+        fix(&mut script, target, node, wanted, tools.epoch())?;
+        attributes.fix(&mut script, target, node, wanted)?;
     }
     Ok(run_script(tools, path, &script)?)
 }
 
-fn fix(script: &mut Script, node: &Node, wanted: &Wanted, epoch: u64) -> Result<()> {
-    let target = Target::Inode(node.inode.ino);
+fn make_devices(
+    source: &Source,
+    tree: &Tree,
+    epoch: u64,
+    script: &mut Script,
+    attributes: &mut Attributes,
+) -> Result<()> {
+    let missing = source.contents.iter().filter(|(path, _)| !tree.contains_key(*path));
+    for (path, wanted) in missing {
+        let Some(device) = wanted.device else { continue };
+        if let Some(group) = source.links.iter().find(|group| group[1..].contains(path)) {
+            script.link(&group[0], path, group.len())?;
+            continue;
+        }
+        let kind = if wanted.kind == Kind::Char { 'c' } else { 'b' };
+        let parent = tree.get(tree::parent(path)).map_or(ext4::ROOT, |node| node.inode.ino);
+        // debugfs takes no larger numbers; `fix` sets the real ones.
+        let small = if device.1 > 0xffff { (1, 1) } else { device };
+        script.mknod(parent, tree::name(path), kind, small)?;
+        let made = unlike(wanted, small);
+        fix(script, Target::Path(path), &made, wanted, epoch)?;
+        attributes.fix(script, Target::Path(path), &made, wanted)?;
+    }
+    Ok(())
+}
+
+/// A node of which nothing but the device number is known, so that all is set.
+fn unlike(wanted: &Wanted, device: (u32, u32)) -> Node {
+    Node {
+        kind: wanted.kind,
+        mode: !wanted.mode,
+        uid: !wanted.uid,
+        gid: !wanted.gid,
+        size: 0,
+        mtime: Time::default(),
+        device: Some(device),
+        target: None,
+        xattrs: BTreeMap::new(),
+        inode: tree::Meta::default(),
+    }
+}
+
+fn fix(script: &mut Script, target: Target<'_>, node: &Node, wanted: &Wanted, epoch: u64) -> Result<()> {
     if node.mode != wanted.mode {
         script.set(target, "mode", format!("0{:o}", wanted.kind.mode_bits() | wanted.mode))?;
     }
@@ -190,18 +222,17 @@ fn fix(script: &mut Script, node: &Node, wanted: &Wanted, epoch: u64) -> Result<
         script.set(target, "block[0]", 0)?;
         script.set(target, "block[1]", minor & 0xff | major << 8 | (minor & !0xff) << 12)?;
     }
-    fix_times(script, node, wanted.mtime, epoch)
+    fix_times(script, target, node, wanted.mtime, epoch)
 }
 
 /// The change time is the one thing that no tool can set on the host before.
-fn fix_times(script: &mut Script, node: &Node, mtime: i64, epoch: u64) -> Result<()> {
+fn fix_times(script: &mut Script, target: Target<'_>, node: &Node, mtime: i64, epoch: u64) -> Result<()> {
     let at = |seconds| Time { seconds, nanos: 0 };
     let wanted = [at(mtime), at(epoch as i64), at(mtime)];
     let found = [node.inode.atime, node.inode.ctime, node.mtime];
     if found == wanted {
         return Ok(());
     }
-    let target = Target::Inode(node.inode.ino);
     let simple =
         found.iter().chain(&wanted).all(|time| time.nanos == 0 && i32::try_from(time.seconds).is_ok());
     if !simple {
@@ -222,9 +253,9 @@ struct Attributes {
 }
 
 impl Attributes {
-    fn fix(&mut self, script: &mut Script, node: &Node, wanted: &Wanted) -> Result<()> {
+    fn fix(&mut self, script: &mut Script, target: Target<'_>, node: &Node, wanted: &Wanted) -> Result<()> {
         for name in node.xattrs.keys().filter(|name| !wanted.xattrs.contains_key(*name)) {
-            script.remove_xattr(node.inode.ino, name)?;
+            script.remove_xattr(target, name)?;
         }
         for (name, value) in
             wanted.xattrs.iter().filter(|(name, value)| node.xattrs.get(*name) != Some(*value))
@@ -233,7 +264,7 @@ impl Attributes {
             fs::create_dir_all(&self.folder)
                 .and_then(|()| fs::write(&host, value))
                 .map_err(|source| Error::Host { what: "write", path: host.clone(), source })?;
-            script.set_xattr(node.inode.ino, name, &format!("xattr/{}", self.count))?;
+            script.set_xattr(target, name, &format!("xattr/{}", self.count))?;
             self.count += 1;
         }
         Ok(())

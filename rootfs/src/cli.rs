@@ -40,7 +40,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct GeometryArgs {
-    /// Size of the image in MiB; computed with head-room when not given
+    /// Size of the image in MiB; computed with head-room when not given. An ext4 image is enlarged to it
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(8..=1 << 24))]
     pub size: Option<u64>,
     /// Label of the filesystem
@@ -97,6 +97,9 @@ pub struct Inject {
     /// The image to write
     #[arg(long, short)]
     pub out: PathBuf,
+    /// Enlarge the image to this many MiB
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(8..=1 << 24))]
+    pub size: Option<u64>,
     #[command(flatten)]
     pub payload: PayloadArgs,
 }

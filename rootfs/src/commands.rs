@@ -35,7 +35,7 @@ type Result<T> = std::result::Result<T, Failure>;
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Build(args) => build(&args),
-        Command::Inject(args) => inject(&args.base, &args.out, &args.payload),
+        Command::Inject(args) => inject(&args.base, &args.out, args.size, &args.payload),
         Command::Bake(args) => bake(&args),
         Command::Revert(args) => revert(&args),
         Command::Verify(args) => verify(&args),
@@ -82,9 +82,15 @@ fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -
     let tools = Tools::new(workdir.path(), build::epoch(&source, given));
     let geometry =
         Geometry { size_mib: args.size, label: Some(args.label.clone()), uuid: args.uuid, reserve_mib };
-    let _step = progress::step("build", "making the filesystem", None);
-    build::build(&source, &geometry, &tools, &workdir.image())?;
+    {
+        let _step = progress::step("build", "making the filesystem", None);
+        let image = workdir.image();
+        workdir.flush_while(&image, || build::build(&source, &geometry, &tools, &image))??;
+    }
     let kind = if base.is_dir() { "folder" } else { "tar" };
+    if kind == "tar" {
+        workdir.discard(&source.folder);
+    }
     Ok((Input { kind, digest: Digest::Sha256(source.sha256) }, tools))
 }
 
@@ -122,10 +128,13 @@ fn request(args: &PayloadArgs) -> Request {
     }
 }
 
-fn inject(base: &Path, out: &Path, args: &PayloadArgs) -> Result<()> {
+fn inject(base: &Path, out: &Path, size: Option<u64>, args: &PayloadArgs) -> Result<()> {
     inject::check_paths(base, out)?;
     let workdir = lock(out)?;
     let (tools, digest) = inject::take_base(base, &workdir, source_date_epoch()?)?;
+    if let Some(mib) = size {
+        inject::enlarge(&tools, &workdir.image(), mib)?;
+    }
     let input = Input { kind: "ext4", digest: Digest::Sha256ByMib(digest) };
     finish(base, out, args, &workdir, input, &tools)
 }
@@ -164,7 +173,7 @@ fn bake(args: &Bake) -> Result<()> {
         None => default_base(&args.payload)?,
     };
     if base.is_file() && is_ext4(&base) {
-        return inject(&base, &args.out, &args.payload);
+        return inject(&base, &args.out, args.geometry.size, &args.payload);
     }
     inject::check_paths(&base, &args.out)?;
     let workdir = lock(&args.out)?;

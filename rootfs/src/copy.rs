@@ -106,9 +106,9 @@ pub fn next_data(file: &File, at: u64, len: u64) -> Option<(u64, u64)> {
     }
 }
 
-/// Writes the runs of blocks that hold anything but zeros.
-pub fn write_sparse(to: &File, data: &[u8], at: u64) -> io::Result<()> {
-    let mut begin = 0;
+/// Writes the runs of blocks that hold anything but zeros. Returns where the last one ends, 0 when there was none.
+pub fn write_sparse(to: &File, data: &[u8], at: u64) -> io::Result<u64> {
+    let (mut begin, mut written) = (0, 0);
     while begin < data.len() {
         let zero = is_zero(&data[begin..(begin + BLOCK).min(data.len())]);
         let mut end = (begin + BLOCK).min(data.len());
@@ -117,10 +117,11 @@ pub fn write_sparse(to: &File, data: &[u8], at: u64) -> io::Result<()> {
         }
         if !zero {
             to.write_all_at(&data[begin..end], at + begin as u64)?;
+            written = at + end as u64;
         }
         begin = end;
     }
-    Ok(())
+    Ok(written)
 }
 
 fn is_zero(block: &[u8]) -> bool {

@@ -249,6 +249,8 @@ impl Coded for inject::Error {
             Self::Host { source, .. } => host(source),
             Self::Settings(error) => error.exit(),
             Self::LostUnits(_) => Exit::LostUnits,
+            Self::Shrink { .. } => Exit::NoSpace,
+            Self::Enlarged(_) => Exit::ReadBack,
             Self::SameFile(_) => Exit::SameFile,
             Self::BesideSnapshot { .. } => Exit::BesideSnapshot,
             Self::UnknownMachine(_) | Self::OtherMachine { .. } => Exit::Machine,

@@ -1,11 +1,6 @@
 //! Digests, and identifiers made from them.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    os::unix::fs::FileExt,
-    path::Path,
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
 use sha2::{Digest, Sha256};
 
@@ -62,30 +57,6 @@ pub fn uuid_from(seed: &str) -> [u8; 16] {
 pub fn uuid_text(uuid: &[u8; 16]) -> String {
     let hex = hex(uuid);
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
-}
-
-/// Passes bytes through and remembers their digest.
-pub struct HashingReader<R> {
-    inner: R,
-    digest: Sha256,
-}
-
-impl<R> HashingReader<R> {
-    pub fn new(inner: R) -> Self {
-        Self { inner, digest: Sha256::new() }
-    }
-
-    pub fn finish(self) -> String {
-        hex(&self.digest.finalize())
-    }
-}
-
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.inner.read(buffer)?;
-        self.digest.update(&buffer[..len]);
-        Ok(len)
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! | rename | output | the old output or the new one, whole |
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -16,7 +17,7 @@ use std::{
 use crate::{
     copy,
     elf::Machine,
-    ext4::{self, Image},
+    ext4::{self, Image, Kind},
     hash, keep,
     layout::{Layout, Packages},
     manifest::{self, Envd, EnvdOrigin, Manifest, Mode},
@@ -62,6 +63,12 @@ pub enum Error {
          template from the new image instead (copy the image elsewhere and bake that)", image.display(), snapshot.display()
     )]
     BesideSnapshot { image: PathBuf, snapshot: PathBuf },
+    #[error("SIZE={given} MiB is smaller than the image ({is} MiB); an image can only be enlarged")]
+    Shrink { given: u64, is: u64 },
+    #[error(
+        "{0} is not what it was after enlarging the filesystem; use a newer e2fsprogs, or bake without SIZE"
+    )]
+    Enlarged(String),
     #[error("the machine of {} cannot be recognised (no ELF program in it); give --arch", .0.display())]
     UnknownMachine(PathBuf),
     #[error("{} is an image for {found}, and {wanted} was asked for", path.display(), found = found.name(), wanted = wanted.name())]
@@ -146,6 +153,42 @@ pub fn take_base(base: &Path, workdir: &Workdir, epoch: Option<u64>) -> Result<(
     let _step = progress::step("check-base", "checking the base", None);
     require_clean(&tools, &image).map_err(|error| name_the_base(error, base))?;
     Ok((tools, digest))
+}
+
+/// Makes a clean image `mib` MiB large, and requires that what is in it is as it was: e2fsprogs had errors here.
+pub fn enlarge(tools: &Tools, image: &Path, mib: u64) -> Result<()> {
+    let before = Image::open(image)?;
+    let (old, new) = (before.superblock.size(), mib << 20);
+    if new < old {
+        return Err(Error::Shrink { given: mib, is: old >> 20 });
+    }
+    if new == old {
+        return Ok(());
+    }
+    let _step = progress::step("enlarge", "enlarging the filesystem", None);
+    let wanted = digests(&before)?;
+    tools.enlarge(image, mib)?;
+    tools.require_clean(image)?;
+    let found = digests(&Image::open(image)?)?;
+    let mut paths = wanted.keys().chain(found.keys());
+    match paths.find(|path| wanted.get(*path) != found.get(*path)) {
+        Some(path) => Err(Error::Enlarged(ext4::show(path))),
+        None => Ok(()),
+    }
+}
+
+/// Every path with all that is to be seen of it, inode number and times of change but for.
+fn digests(image: &Image) -> Result<BTreeMap<Vec<u8>, (tree::Node, Option<String>)>> {
+    let mut all = BTreeMap::new();
+    for (path, mut node) in tree::read(image)? {
+        let digest = match node.kind {
+            Kind::File => Some(tree::sha256(image, &image.inode(node.inode.ino)?)?),
+            _ => None,
+        };
+        node.inode = tree::Meta::default();
+        all.insert(path, (node, digest));
+    }
+    Ok(all)
 }
 
 /// Counts that are out of date, as tools that only replay a journal leave them, are no damage.

@@ -42,7 +42,7 @@ pub enum Error {
     NotUtf8(String),
     #[error(
         "no space in the image: {needed} KiB and {inodes} inodes are needed, {free} KiB and {free_inodes} inodes are free; \
-         enlarge it (truncate, then resize2fs) or bake with a larger SIZE"
+         bake with a larger SIZE (an ext4 image is enlarged to it)"
     )]
     NoSpace { needed: u64, free: u64, inodes: u64, free_inodes: u64 },
     #[error("cannot {what} {}", path.display())]

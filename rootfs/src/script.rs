@@ -60,6 +60,12 @@ impl Script {
         self.line(&["unlink"], &[Target::Path(from)], &[])
     }
 
+    /// Gives a file one more name, the `count`th: debugfs itself does not count them.
+    pub fn link(&mut self, first: &[u8], path: &[u8], count: usize) -> Result<()> {
+        self.line(&["ln"], &[Target::Path(first), Target::Path(path)], &[])?;
+        self.set(Target::Path(first), "links_count", count)
+    }
+
     /// Gives a directory one more block. `ln` needs that where a directory is full; the other commands see to it themselves.
     pub fn expand(&mut self, path: &[u8]) -> Result<()> {
         self.line(&["expand_dir"], &[Target::Path(path)], &[])
@@ -78,12 +84,12 @@ impl Script {
     }
 
     /// Sets an extended attribute from a file of the host.
-    pub fn set_xattr(&mut self, ino: Ino, name: &[u8], source: &str) -> Result<()> {
-        self.line(&["ea_set", "-f", source], &[Target::Inode(ino), Target::Path(name)], &[])
+    pub fn set_xattr(&mut self, target: Target<'_>, name: &[u8], source: &str) -> Result<()> {
+        self.line(&["ea_set", "-f", source], &[target, Target::Path(name)], &[])
     }
 
-    pub fn remove_xattr(&mut self, ino: Ino, name: &[u8]) -> Result<()> {
-        self.line(&["ea_rm"], &[Target::Inode(ino), Target::Path(name)], &[])
+    pub fn remove_xattr(&mut self, target: Target<'_>, name: &[u8]) -> Result<()> {
+        self.line(&["ea_rm"], &[target, Target::Path(name)], &[])
     }
 
     fn line(&mut self, before: &[&str], targets: &[Target<'_>], after: &[&str]) -> Result<()> {

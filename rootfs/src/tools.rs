@@ -152,6 +152,18 @@ impl Tools {
         Err(Error::Recovery { image: image.to_owned(), detail: complaints(&said) })
     }
 
+    /// Enlarges a clean filesystem, and the file that it is in.
+    pub fn enlarge(&self, image: &Path, mib: u64) -> Result<()> {
+        // Forced, since it would ask for a check that was just made without writing the date of it down.
+        let size = format!("{mib}M");
+        let args = [OsStr::new("-f"), image.as_os_str(), OsStr::new(&size)];
+        let output = self.run("resize2fs", &args)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(self.failed("resize2fs", "enlarge the filesystem", first_lines(&output.stderr, "resize2fs ")))
+    }
+
     /// The version of e2fsprogs, for manifests: another one may write other bytes.
     pub fn version(&self) -> Result<String> {
         let output = self.run("mke2fs", &[OsStr::new("-V")])?;

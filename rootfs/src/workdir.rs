@@ -15,8 +15,9 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -53,6 +54,8 @@ pub struct Workdir {
     memory: PathBuf,
     /// Flushes under way that began before the end.
     ahead: Mutex<Vec<(PathBuf, JoinHandle<io::Result<()>>)>>,
+    /// Folders that are being removed.
+    discarded: Mutex<Vec<JoinHandle<()>>>,
     /// Holds the lock.
     handle: File,
 }
@@ -69,8 +72,8 @@ impl Workdir {
         let path = folder.join([".".as_ref(), name, ".baking".as_ref()].join("".as_ref()));
         let handle = acquire(&path, &folder, waiting)?;
         let output = folder.join(name);
-        let ahead = Mutex::default();
-        let workdir = Self { memory: memory_folder(&output), output, path, ahead, handle };
+        let (ahead, discarded) = (Mutex::default(), Mutex::default());
+        let workdir = Self { memory: memory_folder(&output), output, path, ahead, discarded, handle };
         workdir.clear()?;
         Ok(workdir)
     }
@@ -108,12 +111,34 @@ impl Workdir {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner).push((path.to_owned(), thread));
     }
 
+    /// Flushes a file again and again while it is being written, so that disk and processor are at work at the same time.
+    pub fn flush_while<T>(&self, path: &Path, work: impl FnOnce() -> T) -> Result<T> {
+        thread::scope(|scope| {
+            let (sender, done) = mpsc::channel::<()>();
+            let flusher = scope.spawn(move || flush_until(path, &done));
+            let outcome = work();
+            drop(sender);
+            flusher.join().unwrap_or_else(|_| Err(thread_failed())).map_err(io_error("flush", path))?;
+            Ok(outcome)
+        })
+    }
+
+    /// Removes a folder that is not needed any more, while other work goes on.
+    pub fn discard(&self, folder: &Path) {
+        let folder = folder.to_owned();
+        let thread = thread::spawn(move || {
+            // What is left is removed at the end, or by the next run.
+            let _ = fs::remove_dir_all(folder);
+        });
+        self.discarded.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+    }
+
     /// Gives files that were made in the folder their final names, one after the other. All are on the disk before the first
     /// is renamed.
     pub fn publish(&self, files: &[(&Path, &Path)]) -> Result<()> {
         let step = progress::step("flush", "flushing to the disk", None);
         for (path, thread) in self.ahead.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            let flushed = thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread has failed")));
+            let flushed = thread.join().unwrap_or_else(|_| Err(thread_failed()));
             flushed.map_err(io_error("flush", &path))?;
         }
         for (from, _) in files {
@@ -146,11 +171,32 @@ impl Workdir {
 
 impl Drop for Workdir {
     fn drop(&mut self) {
+        for thread in self.discarded.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = thread.join();
+        }
         remove_own(&self.memory);
         // Still under the lock. A failure here leaves what the next run removes.
         let _ = fs::remove_dir_all(&self.path);
         let _ = flock(&self.handle, FlockOperation::Unlock);
     }
+}
+
+fn thread_failed() -> io::Error {
+    io::Error::other("the thread has failed")
+}
+
+/// Between two flushes of a file that is being written.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
+
+fn flush_until(path: &Path, done: &mpsc::Receiver<()>) -> io::Result<()> {
+    while done.recv_timeout(FLUSH_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
+        match File::open(path) {
+            Ok(file) => file.sync_data()?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 const MEMORY: &str = "/dev/shm";

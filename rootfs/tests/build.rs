@@ -26,6 +26,7 @@ fn zoo() -> Vec<Entry> {
         file("./sparse", &sparse),
         Entry { device: (1, 3), ..entry(b'3', "./null", 0o666) },
         Entry { device: (259, 70_000), ..entry(b'4', "./disk", 0o660) }.owned(0, 6),
+        Entry { device: (1, 3), ..hard_link("./null too", "./null") },
         entry(b'6', "./fifo", 0o600),
         file("./caps", "c")
             .xattr("security.capability", &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -69,6 +70,7 @@ fn e2fsprogs_finds_devices_links_holes_and_attributes() {
     };
     assert!(ask("stat /null").contains("Type: character special") && ask("stat /null").contains("01:03"));
     assert!(ask("stat /disk").contains("Type: block special"), "{}", ask("stat /disk"));
+    assert!(ask("stat \"/null too\"").contains("Links: 2"), "{}", ask("stat \"/null too\""));
     assert!(ask("stat /fifo").contains("Type: FIFO"));
     assert!(ask("stat /hard").contains("Links: 2"));
     assert!(ask("stat /caps").contains("security.capability (20)"), "{}", ask("stat /caps"));

@@ -12,20 +12,19 @@ use super::{Error, Result};
 use crate::{
     ext4::{self, Chunk, Image, Kind, show},
     source::Source,
-    tree,
+    tree::Tree,
 };
 
 /// Compares all regular files, and that names of one file still are names of one file.
-pub(super) fn compare(source: &Source, image: &Image) -> Result<()> {
+pub(super) fn compare(source: &Source, image: &Image, tree: &Tree) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
-    let numbers = tree::read(image)?;
     for (path, _) in source.contents.iter().filter(|(_, wanted)| wanted.kind == Kind::File) {
-        let Some(node) = numbers.get(path) else { return Err(differs(path, "it is missing")) };
+        let Some(node) = tree.get(path) else { return Err(differs(path, "it is missing")) };
         let host = source.folder.join(OsStr::from_bytes(&path[1..]));
         same_bytes(image, &image.inode(node.inode.ino)?, &host, path, &mut buffer)?;
     }
     for group in &source.links {
-        let ino = |path: &Vec<u8>| numbers.get(path).map(|node| node.inode.ino);
+        let ino = |path: &Vec<u8>| tree.get(path).map(|node| node.inode.ino);
         if let Some(other) = group.iter().find(|path| ino(path) != ino(&group[0])) {
             return Err(differs(other, "it is no hard link any more"));
         }

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
+    os::fd::AsFd,
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
     thread::{self, JoinHandle},
@@ -28,10 +29,14 @@ pub struct Unpacker {
 }
 
 /// Opens a tar file; `-` is stdin.
-pub fn open(path: &Path) -> io::Result<Input<Box<dyn Read + Send>>> {
-    let raw: Box<dyn Read + Send> =
-        if path == Path::new("-") { Box::new(io::stdin()) } else { Box::new(File::open(path)?) };
+pub fn open(path: &Path) -> io::Result<Input<File>> {
+    let raw = if path == Path::new("-") { stdin()? } else { File::open(path)? };
     Input::new(raw)
+}
+
+/// As a file: the standard library's own reads through a small buffer.
+fn stdin() -> io::Result<File> {
+    io::stdin().as_fd().try_clone_to_owned().map(File::from)
 }
 
 impl<R: Read + Send + 'static> Input<R> {

@@ -3,6 +3,7 @@
 //! Both end as a folder for `mke2fs -d` and a list of what the result must be. A tar is unpacked into a folder of plain files that belong to
 //! whoever runs this; owners, modes, attributes and device nodes are in the list, and go into the image afterwards. So no root is needed.
 
+mod ahead;
 mod folder;
 pub mod input;
 mod stage;

@@ -14,10 +14,12 @@ use std::{
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
 
 use super::{
-    Contents, Error, Source, Wanted, lossy,
+    Contents, Error, Source, Wanted,
+    ahead::ReadAhead,
+    lossy,
     tar::{Archive, Entry, EntryKind},
 };
-use crate::{copy::write_sparse, ext4::Kind, hash::HashingReader, tree};
+use crate::{copy::write_sparse, ext4::Kind, tree};
 
 type Result<T> = std::result::Result<T, Error>;
 
@@ -25,10 +27,10 @@ const MAX_LINKS: u32 = 40;
 const CHUNK: usize = 256 << 10;
 
 /// Unpacks the archive into the new folder `folder`. Times after `latest` become `latest`.
-pub fn unpack(input: impl Read, folder: &Path, latest: Option<i64>) -> Result<Source> {
+pub fn unpack(input: impl Read + Send + 'static, folder: &Path, latest: Option<i64>) -> Result<Source> {
     fs::create_dir(folder).map_err(io_error("make", folder))?;
     let mut stage = Stage::new(folder, latest);
-    let mut archive = Archive::new(HashingReader::new(input));
+    let mut archive = Archive::new(ReadAhead::new(input));
     while let Some(entry) = archive.next_entry()? {
         stage.add(&mut archive, &entry)?;
     }
@@ -178,16 +180,19 @@ impl<'a> Stage<'a> {
 
     fn write_file<R: Read>(&mut self, archive: &mut Archive<R>, entry: &Entry, host: &Path) -> Result<()> {
         let file = File::create_new(host).map_err(io_error("write", host))?;
+        let mut written = 0;
         for (at, len) in &entry.pieces {
             let mut done = 0;
             while done < *len {
                 let want = (len - done).min(CHUNK as u64) as usize;
                 let got = archive.read_data(&mut self.buffer[..want])?;
-                write_sparse(&file, &self.buffer[..got], at + done).map_err(io_error("write", host))?;
+                let end =
+                    write_sparse(&file, &self.buffer[..got], at + done).map_err(io_error("write", host))?;
+                written = end.max(written);
                 done += got as u64;
             }
         }
-        file.set_len(entry.size).map_err(io_error("write", host))
+        if written == entry.size { Ok(()) } else { file.set_len(entry.size).map_err(io_error("write", host)) }
     }
 
     fn hard_link(&mut self, path: &[u8], target: &[u8], host: &Path) -> Result<Wanted> {
