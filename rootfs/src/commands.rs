@@ -12,9 +12,10 @@ use crate::{
     cli::{Bake, Build, Cli, Command, Diff, GeometryArgs, Inspect, Payload, PayloadArgs, Revert, Verify},
     diff::{self, Change, Difference},
     elf::Machine,
+    enlarge,
     exit::{Exit, Failure},
     ext4::Image,
-    hash,
+    format, hash,
     inject::{self, Outcome, Request},
     inspect,
     outcome::{self, Beside, Digest, ImageFacts, Input},
@@ -102,7 +103,11 @@ fn read_source(base: &Path, workdir: &Workdir, latest: Option<u64>) -> Result<So
     }
     let _step = progress::step("read", "unpacking the tar", None);
     let input = source::input::open(base).map_err(|error| Failure::input(base, &error))?;
-    Ok(source::unpack(input, &workdir.staging(size_of(base))?, latest)?)
+    source::unpack(input, &workdir.staging(size_of(base))?, latest).map_err(|error| {
+        let is_no_tar = matches!(error, source::Error::Tar(source::tar::Error::BadHeader(0)));
+        let hint = if is_no_tar { format::hint(base) } else { String::new() };
+        Failure::from(error).with(&hint)
+    })
 }
 
 /// How many bytes an archive unpacks to, where that can be told.
@@ -133,7 +138,7 @@ fn inject(base: &Path, out: &Path, size: Option<u64>, args: &PayloadArgs) -> Res
     let workdir = lock(out)?;
     let (tools, digest) = inject::take_base(base, &workdir, source_date_epoch()?)?;
     if let Some(mib) = size {
-        inject::enlarge(&tools, &workdir.image(), mib)?;
+        enlarge::enlarge(&tools, &workdir.image(), mib)?;
     }
     let input = Input { kind: "ext4", digest: Digest::Sha256ByMib(digest) };
     finish(base, out, args, &workdir, input, &tools)

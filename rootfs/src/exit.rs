@@ -2,7 +2,9 @@
 
 use std::{error::Error, fmt, io, path::Path, process::ExitCode};
 
-use crate::{build, elf, ext4, inject, keep, payload, plan, revert, settings, source, tools, workdir};
+use crate::{
+    build, elf, enlarge, ext4, inject, keep, payload, plan, revert, settings, source, tools, workdir,
+};
 
 /// How a run ended. The numbers are an interface: they never change their meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,9 +40,9 @@ pub enum Exit {
     Machine = 13,
     /// A services file or the configuration is wrong.
     BadConfig = 14,
-    /// BASE and OUT are the same file.
+    /// BASE and OUT are the same file, or OUT lies in BASE.
     SameFile = 15,
-    /// The output folder is missing or cannot be written.
+    /// The output folder is missing, cannot be written, or its disk is full; or OUT is no file.
     Output = 16,
     /// The image belongs to a memory snapshot.
     BesideSnapshot = 17,
@@ -88,6 +90,12 @@ impl Failure {
         Self::new(Exit::Output, format!("cannot write {}: {error}", path.display()))
     }
 
+    /// With more to say.
+    #[must_use]
+    pub fn with(self, more: &str) -> Self {
+        Self { text: self.text + more, ..self }
+    }
+
     fn from_error(exit: Exit, error: &dyn Error) -> Self {
         let mut text = error.to_string();
         let mut source = error.source();
@@ -125,6 +133,7 @@ macro_rules! failures {
 
 failures!(
     build::Error,
+    enlarge::Error,
     ext4::Error,
     inject::Error,
     payload::Error,
@@ -249,11 +258,20 @@ impl Coded for inject::Error {
             Self::Host { source, .. } => host(source),
             Self::Settings(error) => error.exit(),
             Self::LostUnits(_) => Exit::LostUnits,
-            Self::Shrink { .. } => Exit::NoSpace,
-            Self::Enlarged(_) => Exit::ReadBack,
-            Self::SameFile(_) => Exit::SameFile,
+            Self::SameFile(_) | Self::Inside { .. } => Exit::SameFile,
             Self::BesideSnapshot { .. } => Exit::BesideSnapshot,
             Self::UnknownMachine(_) | Self::OtherMachine { .. } => Exit::Machine,
+        }
+    }
+}
+
+impl Coded for enlarge::Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Image(error) => error.exit(),
+            Self::Tool(error) => error.exit(),
+            Self::Smaller { .. } => Exit::NoSpace,
+            Self::Changed(_) => Exit::ReadBack,
         }
     }
 }

@@ -8,7 +8,6 @@
 //! | rename | output | the old output or the new one, whole |
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -17,7 +16,7 @@ use std::{
 use crate::{
     copy,
     elf::Machine,
-    ext4::{self, Image, Kind},
+    ext4::{self, Image},
     hash, keep,
     layout::{Layout, Packages},
     manifest::{self, Envd, EnvdOrigin, Manifest, Mode},
@@ -58,17 +57,13 @@ pub enum Error {
     Host { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{} is both BASE and OUT; give another OUT, so that the base stays as it is", .0.display())]
     SameFile(PathBuf),
+    #[error("{} lies in BASE ({}), and would become part of itself; write it elsewhere", out.display(), base.display())]
+    Inside { base: PathBuf, out: PathBuf },
     #[error(
         "{} lies beside {}, the memory snapshot of a template: a resumed guest would see another disk than it remembers; rebuild the \
          template from the new image instead (copy the image elsewhere and bake that)", image.display(), snapshot.display()
     )]
     BesideSnapshot { image: PathBuf, snapshot: PathBuf },
-    #[error("SIZE={given} MiB is smaller than the image ({is} MiB); an image can only be enlarged")]
-    Shrink { given: u64, is: u64 },
-    #[error(
-        "{0} is not what it was after enlarging the filesystem; use a newer e2fsprogs, or bake without SIZE"
-    )]
-    Enlarged(String),
     #[error("the machine of {} cannot be recognised (no ELF program in it); give --arch", .0.display())]
     UnknownMachine(PathBuf),
     #[error("{} is an image for {found}, and {wanted} was asked for", path.display(), found = found.name(), wanted = wanted.name())]
@@ -116,6 +111,12 @@ pub fn check_paths(base: &Path, out: &Path) -> Result<()> {
     if real(base).is_some_and(|base| real(out) == Some(base)) {
         return Err(Error::SameFile(base.to_owned()));
     }
+    let folder = out.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    if base.is_dir()
+        && real(base).is_some_and(|base| real(folder).is_some_and(|folder| folder.starts_with(base)))
+    {
+        return Err(Error::Inside { base: base.to_owned(), out: out.to_owned() });
+    }
     for path in [base, out] {
         let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         for folder in [path.parent(), real.parent()].into_iter().flatten() {
@@ -153,42 +154,6 @@ pub fn take_base(base: &Path, workdir: &Workdir, epoch: Option<u64>) -> Result<(
     let _step = progress::step("check-base", "checking the base", None);
     require_clean(&tools, &image).map_err(|error| name_the_base(error, base))?;
     Ok((tools, digest))
-}
-
-/// Makes a clean image `mib` MiB large, and requires that what is in it is as it was: e2fsprogs had errors here.
-pub fn enlarge(tools: &Tools, image: &Path, mib: u64) -> Result<()> {
-    let before = Image::open(image)?;
-    let (old, new) = (before.superblock.size(), mib << 20);
-    if new < old {
-        return Err(Error::Shrink { given: mib, is: old >> 20 });
-    }
-    if new == old {
-        return Ok(());
-    }
-    let _step = progress::step("enlarge", "enlarging the filesystem", None);
-    let wanted = digests(&before)?;
-    tools.enlarge(image, mib)?;
-    tools.require_clean(image)?;
-    let found = digests(&Image::open(image)?)?;
-    let mut paths = wanted.keys().chain(found.keys());
-    match paths.find(|path| wanted.get(*path) != found.get(*path)) {
-        Some(path) => Err(Error::Enlarged(ext4::show(path))),
-        None => Ok(()),
-    }
-}
-
-/// Every path with all that is to be seen of it, inode number and times of change but for.
-fn digests(image: &Image) -> Result<BTreeMap<Vec<u8>, (tree::Node, Option<String>)>> {
-    let mut all = BTreeMap::new();
-    for (path, mut node) in tree::read(image)? {
-        let digest = match node.kind {
-            Kind::File => Some(tree::sha256(image, &image.inode(node.inode.ino)?)?),
-            _ => None,
-        };
-        node.inode = tree::Meta::default();
-        all.insert(path, (node, digest));
-    }
-    Ok(all)
 }
 
 /// Counts that are out of date, as tools that only replay a journal leave them, are no damage.

@@ -9,11 +9,13 @@
 //! | unpacked | `/dev/shm/rootfs-USER-…/`, when memory allows | that folder | the same |
 //! | published | `NAME` renamed from the folder | the folder, perhaps an older `NAME.manifest.json` | the same |
 //! | done | no folder | – | – |
+//!
+//! Ctrl-C and TERM clear it at once ([`interrupt`]).
 
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
@@ -22,7 +24,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::progress;
+use crate::{interrupt, progress};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -30,6 +32,8 @@ pub enum Error {
     NoName(PathBuf),
     #[error("{} is a folder; give the path of the image to write", .0.display())]
     IsFolder(PathBuf),
+    #[error("{} is {kind}, which a new image would replace; write to a file, and copy that (dd)", path.display())]
+    NotFile { path: PathBuf, kind: &'static str },
     #[error("the output folder {} is missing; make it first", .0.display())]
     NoFolder(PathBuf),
     #[error("cannot write in the output folder {}", folder.display())]
@@ -63,17 +67,18 @@ pub struct Workdir {
 impl Workdir {
     /// Waits for its turn, then starts with an empty folder. `waiting` is called once if another run is at work.
     pub fn lock(output: &Path, waiting: impl FnOnce()) -> Result<Self> {
-        let name = output.file_name().ok_or_else(|| Error::NoName(output.to_owned()))?;
-        if output.is_dir() {
-            return Err(Error::IsFolder(output.to_owned()));
-        }
-        let parent = parent_folder(output);
+        let target = followed(output);
+        let name = target.file_name().ok_or_else(|| Error::NoName(output.to_owned()))?;
+        require_replaceable(&target)?;
+        let parent = parent_folder(&target);
         let folder = parent.canonicalize().map_err(|_| Error::NoFolder(parent.to_owned()))?;
         let path = folder.join([".".as_ref(), name, ".baking".as_ref()].join("".as_ref()));
         let handle = acquire(&path, &folder, waiting)?;
         let output = folder.join(name);
         let (ahead, discarded) = (Mutex::default(), Mutex::default());
         let workdir = Self { memory: memory_folder(&output), output, path, ahead, discarded, handle };
+        interrupt::remove_at_end(&workdir.path);
+        interrupt::remove_at_end(&workdir.memory);
         workdir.clear()?;
         Ok(workdir)
     }
@@ -177,6 +182,8 @@ impl Drop for Workdir {
         remove_own(&self.memory);
         // Still under the lock. A failure here leaves what the next run removes.
         let _ = fs::remove_dir_all(&self.path);
+        interrupt::forget(&self.path);
+        interrupt::forget(&self.memory);
         let _ = flock(&self.handle, FlockOperation::Unlock);
     }
 }
@@ -222,6 +229,28 @@ fn remove_own(folder: &Path) {
     if fs::symlink_metadata(folder).is_ok_and(|meta| meta.is_dir() && meta.uid() == user) {
         let _ = fs::remove_dir_all(folder);
     }
+}
+
+/// What a link leads to is replaced, not the link.
+fn followed(output: &Path) -> PathBuf {
+    match fs::read_link(output) {
+        Ok(target) => output.canonicalize().unwrap_or_else(|_| parent_folder(output).join(target)),
+        Err(_) => output.to_owned(),
+    }
+}
+
+fn require_replaceable(path: &Path) -> Result<()> {
+    let Ok(meta) = fs::metadata(path) else { return Ok(()) };
+    let kind = meta.file_type();
+    if kind.is_dir() {
+        return Err(Error::IsFolder(path.to_owned()));
+    }
+    let kind = match kind.is_block_device() {
+        true => "a block device",
+        false if !kind.is_file() => "no regular file",
+        false => return Ok(()),
+    };
+    Err(Error::NotFile { path: path.to_owned(), kind })
 }
 
 fn parent_folder(path: &Path) -> &Path {

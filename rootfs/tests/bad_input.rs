@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use support::*;
 
@@ -35,6 +35,67 @@ fn what_is_no_ext4_or_is_cut_off() {
     let image = base_with(&bench, &[]);
     fs::OpenOptions::new().write(true).open(&image).expect("opened").set_len(1 << 20).expect("cut");
     refused(&bench, &image, &[], 5, "is truncated");
+}
+
+#[test]
+fn what_is_something_else_is_named() {
+    let bench = Bench::new();
+    let base = bench.path("base");
+    let mut disk = vec![0; 1 << 20];
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    for (bytes, text) in [
+        ([&b"QFI\xfb"[..], &[0; 4096]].concat(), "a qcow2 image: convert it first"),
+        ([&b"hsqs"[..], &[0; 4096]].concat(), "a squashfs image"),
+        (disk, "a disk with partitions"),
+    ] {
+        fs::write(&base, &bytes).expect("written");
+        refused(&bench, &base, &[], 5, text);
+        let mut bake = bench.rootfs();
+        bake.args(["bake", "--base", "base", "-o", "out.ext4", "--guest", "guest"]);
+        let output = bake.output().expect("runs");
+        assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+        assert!(said(&output).contains(text), "{}", said(&output));
+    }
+}
+
+#[test]
+fn layers_of_a_container_image_are_no_filesystem() {
+    let bench = Bench::new();
+    let entries =
+        [file("manifest.json", "[]"), dir("blobs"), file("blobs/sha256", ""), file("oci-layout", "")];
+    let tar = bench.tar("saved.tar", &entries);
+    let output = bench.rootfs().arg("build").arg(&tar).args(["-o", "out.ext4"]).output().expect("runs");
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    assert!(said(&output).contains("docker export"), "{}", said(&output));
+}
+
+/// A disk of the host that fills up, before and while e2fsprogs write.
+#[test]
+fn a_full_disk_of_the_host_is_said_and_nothing_is_left() {
+    let bench = Bench::new();
+    let image = bench.image("base", &[&debian(true)[..], &[file("./big", vec![1; 6 << 20])]].concat());
+    let tar = bench.path("base.tar");
+    let small = bench.path("small");
+    fs::create_dir(&small).expect("made");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=5m", "tmpfs"]).arg(&small).output();
+    if !mounted.as_ref().is_ok_and(|output| output.status.success()) {
+        eprintln!("not run: mounting a tmpfs needs root");
+        return;
+    }
+    let out = small.join("out.ext4");
+    let built = bench.rootfs().arg("build").arg(&tar).args(["--size=32", "-o"]).arg(&out).output();
+    let injected = bench.try_inject(&image, &out, &[]);
+    let left = fs::read_dir(&small).map(Iterator::count);
+    assert!(Command::new("umount").arg(&small).status().expect("umount runs").success());
+    for output in [built.expect("runs"), injected] {
+        assert_eq!(output.status.code(), Some(16), "{}", said(&output));
+        assert!(
+            said(&output).contains("full") || said(&output).contains("No space left"),
+            "{}",
+            said(&output)
+        );
+    }
+    assert_eq!(left.expect("read"), 0);
 }
 
 #[test]
@@ -142,6 +203,48 @@ fn outputs_that_would_do_harm() {
     let sealed = bench.try_inject(&image, Path::new("/proc/out.ext4"), &[]);
     assert_eq!(sealed.status.code(), Some(16), "{}", said(&sealed));
     assert!(fs::read(&image).expect("read") == before);
+    let device = bench.try_inject(&image, Path::new("/dev/null"), &[]);
+    assert_eq!(device.status.code(), Some(16), "{}", said(&device));
+    assert!(said(&device).contains("is no regular file"), "{}", said(&device));
+    let tree = bench.path("tree");
+    fs::create_dir(&tree).expect("made");
+    let inside = bench.rootfs().args(["build", "tree", "-o", "tree/out.ext4"]).output().expect("runs");
+    assert_eq!(inside.status.code(), Some(15), "{}", said(&inside));
+}
+
+/// An OUT that is a link stays one: what it leads to is replaced.
+#[test]
+fn an_output_behind_a_link_is_written_there() {
+    let bench = Bench::new();
+    let image = base_with(&bench, &[]);
+    fs::create_dir(bench.path("elsewhere")).expect("made");
+    std::os::unix::fs::symlink("elsewhere/out.ext4", bench.path("link.ext4")).expect("linked");
+    for _ in 0..2 {
+        bench.inject(&image, "link.ext4", &[]);
+        assert!(bench.path("link.ext4").is_symlink());
+        assert_clean(&bench.path("elsewhere/out.ext4"));
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_read_is_an_input_that_cannot_be_read() {
+    let bench = Bench::new();
+    if !fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0) {
+        eprintln!("not run: making a file of somebody else's needs root");
+        return;
+    }
+    let tree = bench.path("tree");
+    fs::create_dir(&tree).expect("made");
+    fs::write(tree.join("secret"), "x").expect("written");
+    for (path, mode) in [(bench.folder.path(), 0o777), (&tree, 0o755), (&tree.join("secret"), 0o600)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set");
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(env!("CARGO_BIN_EXE_rootfs"));
+    let output =
+        command.arg("build").arg(&tree).arg("-o").arg(bench.path("out.ext4")).output().expect("runs");
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    assert!(said(&output).contains("secret: Permission denied"), "{}", said(&output));
 }
 
 #[test]

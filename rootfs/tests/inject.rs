@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio};
 
 use ext4_view::Ext4;
 use rootfs::ext4::Image;
@@ -217,9 +217,34 @@ fn a_kill_at_any_step_leaves_base_and_old_output_and_the_next_run_clears_up() {
         assert!(fs::read(&base).expect("read") == base_before, "{step}: the base changed");
         assert!(fs::read(&out).expect("read") == out_before, "{step}: the old output changed");
     }
+    // Between the two renames: the new image is there as a whole.
+    let mut command = bench.rootfs();
+    command.env("ROOTFS_TEST_KILL_AT", "publish:2").arg("inject").arg(&base).arg("-o").arg(&out);
+    let killed = command.arg("--guest").arg(bench.path("guest")).output().expect("runs");
+    assert_eq!(killed.status.code(), None, "{}", said(&killed));
+    assert_eq!(read(&out, "/usr/lib/envd-init/init"), elf(X86_64, "init 2"));
     bench.inject(&base, "out.ext4", &[]);
     assert_eq!(bench.names(), names, "nothing temporary stays behind");
     assert_eq!(read(&out, "/usr/lib/envd-init/init"), elf(X86_64, "init 2"));
+}
+
+#[test]
+fn a_revert_that_is_killed_leaves_the_image_and_an_old_output() {
+    let bench = Bench::new();
+    let base = bench.image("base", &debian(true));
+    let image = bench.inject(&base, "image.ext4", &[]);
+    let out = bench.revert(&image, "out.ext4");
+    let (names, before) = (bench.names(), (fs::read(&image).expect("read"), fs::read(&out).expect("read")));
+    for step in ["copy", "check-base", "revert", "flush", "publish"] {
+        let mut command = bench.rootfs();
+        command.env("ROOTFS_TEST_KILL_AT", step).arg("revert").arg(&image).arg("-o").arg(&out);
+        let killed = command.output().expect("runs");
+        assert_eq!(killed.status.code(), None, "{step}: it was not killed: {}", said(&killed));
+        let after = (fs::read(&image).expect("read"), fs::read(&out).expect("read"));
+        assert!(after == before, "{step}: a file changed");
+    }
+    bench.revert(&image, "out.ext4");
+    assert_eq!(bench.names(), names, "nothing temporary stays behind");
 }
 
 #[test]
@@ -245,6 +270,35 @@ fn a_build_that_is_killed_leaves_nothing_after_the_next_one() {
     assert_eq!(bench.names(), ["base.tar", "guest", "out.ext4", "out.ext4.manifest.json"]);
 }
 
+/// Ctrl-C and TERM leave nothing, not even until the next run.
+#[test]
+fn a_run_that_is_interrupted_clears_up_by_itself() {
+    use std::io::Write;
+    for signal in [nix::sys::signal::Signal::SIGINT, nix::sys::signal::Signal::SIGTERM] {
+        let bench = Bench::new();
+        let names = bench.names();
+        let mut command = bench.rootfs();
+        command.args(["build", "-", "-o", "out.ext4"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("runs");
+        let mut tar = archive(&debian(true));
+        tar.truncate(tar.len() - 1024);
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(&tar).expect("written");
+        let unpacked = bench.path(".out.ext4.baking/tree");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !unpacked.exists() {
+            assert!(std::time::Instant::now() < deadline, "it never began to unpack");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        nix::sys::signal::kill(pid, signal).expect("sent");
+        let output = child.wait_with_output().expect("ends");
+        assert_eq!(output.status.code(), Some(128 + signal as i32), "{}", said(&output));
+        assert!(said(&output).contains("what was not finished is removed"), "{}", said(&output));
+        assert_eq!(bench.names(), names);
+    }
+}
+
 #[test]
 fn two_bakes_on_one_output_take_turns() {
     let bench = Bench::new();
@@ -253,7 +307,7 @@ fn two_bakes_on_one_output_take_turns() {
     let start = || {
         let mut command = bench.rootfs();
         command.arg("inject").arg(&base).arg("-o").arg(&out).arg("--guest").arg(bench.path("guest"));
-        command.stderr(std::process::Stdio::piped()).spawn().expect("runs")
+        command.stderr(Stdio::piped()).spawn().expect("runs")
     };
     let running: Vec<_> = (0..4).map(|_| start()).collect();
     for child in running {
@@ -297,6 +351,23 @@ fn a_source_date_epoch_before_the_bases_own_time_is_respected() {
     assert_eq!(image.locate(b"/usr/lib/envd-init/init").expect("there").inode.mtime.seconds, 1_000_000_000);
     let verified = bench.rootfs().arg("verify").arg(&out).arg("--min-free=8").output().expect("runs");
     assert!(said(&verified).contains("e2fsck finds nothing"), "{}", said(&verified));
+}
+
+/// Under a SIZE the image grows and keeps what is in it, whatever its geometry; it never shrinks.
+#[test]
+fn an_image_is_enlarged_to_the_size_that_is_asked_for() {
+    let platform = "^64bit,^dir_index,^dir_nlink,inline_data,sparse_super2";
+    for options in [&["-t", "ext4"][..], &["-t", "ext4", "-b", "4096", "-i", "4096", "-O", platform]] {
+        let bench = Bench::new();
+        let base = bench.foreign_image("base", &debian(true), options);
+        let out = bench.inject(&base, "out.ext4", &["--size=300"]);
+        assert_clean(&out);
+        assert_eq!(Image::open(&out).expect("opens").superblock.size(), 300 << 20);
+        bench.same(&base, &bench.revert(&out, "reverted.ext4"));
+        let smaller = bench.try_inject(&base, &bench.path("small.ext4"), &["--size=40"]);
+        assert_eq!(smaller.status.code(), Some(8), "{}", said(&smaller));
+        assert!(said(&smaller).contains("smaller than the image (48 MiB)"), "{}", said(&smaller));
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use super::{Error, Result, le16, le32};
+use crate::format;
 
 const OFFSET: u64 = 1024;
 const SIZE: usize = 1024;
@@ -106,7 +107,7 @@ impl Superblock {
         let mut raw = [0; SIZE];
         file.read_exact_at(&mut raw, OFFSET).map_err(|_| no("it is too short for a superblock"))?;
         if le16(&raw, 0x38) != MAGIC {
-            return Err(no("there is no ext4 superblock in it"));
+            return Err(no(&format!("there is no ext4 superblock in it{}", format::hint(path))));
         }
         let superblock = Self::parse(&raw);
         superblock.check_features(path)?;

@@ -19,7 +19,7 @@ type Result<T> = std::result::Result<T, Error>;
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::Io { what, path, source }
+    move |source| Error::Unreadable { what, path, source }
 }
 
 /// Lists a directory. Its digest covers names, contents and everything else that goes into the image, but not where it lies.

@@ -21,6 +21,8 @@ pub enum Error {
     Tar(#[from] tar::Error),
     #[error("cannot {what} {}", path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot {what} {}", path.display())]
+    Unreadable { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{0} in the tar archive leads out of it")]
     Escapes(String),
     #[error("{0} in the tar archive lies below something that is no directory")]
@@ -29,6 +31,11 @@ pub enum Error {
     NoTarget { path: String, target: String },
     #[error("{0} in the tar archive is both a directory and something else")]
     Conflict(String),
+    #[error(
+        "the tar archive holds the layers of a container image, not a filesystem: use `docker export` of a container instead of \
+         `docker save`"
+    )]
+    Layers,
 }
 
 /// What one path of the result must be.

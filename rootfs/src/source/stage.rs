@@ -35,6 +35,9 @@ pub fn unpack(input: impl Read + Send + 'static, folder: &Path, latest: Option<i
         stage.add(&mut archive, &entry)?;
     }
     archive.drain()?;
+    if stage.holds_layers() {
+        return Err(Error::Layers);
+    }
     stage.set_times()?;
     let sha256 = archive.into_inner().finish();
     let links = stage.links.into_iter().filter(|group| group.len() > 1).collect();
@@ -68,6 +71,14 @@ impl<'a> Stage<'a> {
 
     fn host(&self, path: &[u8]) -> PathBuf {
         self.folder.join(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(path)))
+    }
+
+    /// What `docker save` and its like write.
+    fn holds_layers(&self) -> bool {
+        let has = |path: &[u8]| self.contents.contains_key(path);
+        (has(b"/manifest.json") || has(b"/index.json"))
+            && (has(b"/blobs") || has(b"/repositories"))
+            && !has(b"/usr")
     }
 
     fn add<R: Read>(&mut self, archive: &mut Archive<R>, entry: &Entry) -> Result<()> {
