@@ -158,10 +158,14 @@ pub fn take_base(base: &Path, workdir: &Workdir, epoch: Option<u64>) -> Result<(
 
 /// Counts that are out of date, as tools that only replay a journal leave them, are no damage.
 fn require_clean(tools: &Tools, image: &Path) -> std::result::Result<(), tools::Error> {
-    if let Health::StaleCounts(_) = tools.check(image)? {
-        tools.recover(image)?;
+    match tools.check(image)? {
+        Health::Clean => Ok(()),
+        Health::StaleCounts(_) => {
+            tools.recover(image)?;
+            tools.require_clean(image)
+        }
+        Health::Damaged(detail) => Err(tools::Error::NotClean { image: image.to_owned(), detail }),
     }
-    tools.require_clean(image)
 }
 
 fn name_the_base(error: tools::Error, base: &Path) -> tools::Error {

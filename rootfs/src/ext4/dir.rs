@@ -1,6 +1,8 @@
 //! Directories: read linearly, which is right for hash-indexed ones too.
 
-use super::{Chunk, Error, Image, Ino, Inode, Kind, Result, le16, le32};
+use std::sync::{Arc, PoisonError};
+
+use super::{Chunk, Directory, Error, Image, Ino, Inode, Kind, Result, le16, le32};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirEntry {
@@ -34,7 +36,18 @@ impl Image {
 
     /// The entry of that name.
     pub fn lookup(&self, dir: &Inode, name: &[u8]) -> Result<Option<Ino>> {
-        Ok(self.read_dir(dir)?.into_iter().find(|entry| entry.name == name).map(|entry| entry.ino))
+        Ok(self.directory(dir)?.get(name).copied())
+    }
+
+    fn directory(&self, dir: &Inode) -> Result<Arc<Directory>> {
+        let known = || self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(directory) = known().get(&dir.ino) {
+            return Ok(Arc::clone(directory));
+        }
+        let entries = self.read_dir(dir)?.into_iter().map(|entry| (entry.name, entry.ino));
+        let directory = Arc::new(entries.collect());
+        known().insert(dir.ino, Arc::clone(&directory));
+        Ok(directory)
     }
 }
 

@@ -19,10 +19,12 @@ pub use self::{
 };
 
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 /// Number of an inode.
@@ -71,7 +73,12 @@ pub struct Image {
     path: PathBuf,
     pub superblock: Superblock,
     groups: Vec<u64>,
+    /// Directories that names were looked up in: the same few, again and again. (Whoever writes opens the image anew.)
+    directories: Mutex<HashMap<Ino, Arc<Directory>>>,
 }
+
+/// Names to inodes.
+type Directory = HashMap<Vec<u8>, Ino>;
 
 impl Image {
     /// Opens an image and checks that it can be read reliably. Does not look at the journal.
@@ -80,7 +87,8 @@ impl Image {
         let file = File::open(path).map_err(open)?;
         let len = file.metadata().map_err(open)?.len();
         let superblock = Superblock::read(&file, path, len)?;
-        let mut image = Self { file, path: path.to_owned(), superblock, groups: Vec::new() };
+        let (path, groups, directories) = (path.to_owned(), Vec::new(), Mutex::default());
+        let mut image = Self { file, path, superblock, groups, directories };
         image.groups = image.inode_tables()?;
         Ok(image)
     }
