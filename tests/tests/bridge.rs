@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use tests::bridge::fake::{self, Bridge, Envd, Vmm, get, request};
+use tests::bridge::fake::{self, Behaviour, Bridge, Envd, Vmm, get, request};
 use tests::bridge::{Bed, Fault};
 use tests::wait;
 
@@ -85,6 +85,45 @@ fn a_client_that_leaves_while_it_waits_never_reaches_the_guest() {
     envd.reopen_here();
     assert_eq!(get(&bridge.address(), "/tag").unwrap(), "late");
     assert_eq!(envd.count("/stale"), 0);
+}
+
+#[test]
+fn clients_that_wait_cost_next_to_nothing() {
+    let envd = Envd::new("hung");
+    envd.behave(Behaviour::Hang);
+    let bridge = Bridge::start(&[envd.route()], &[]);
+    let mut waiting: Vec<_> = (0..3).map(|_| TcpStream::connect(bridge.address()).unwrap()).collect();
+    waiting.iter_mut().for_each(|client| client.write_all(b"GET /tag HTTP/1.1\r\n\r\n").unwrap());
+    until("the clients to wait", || bridge.log().contains("no route answers; 3 clients wait"));
+    let before = (bridge.sleeps(), bridge.ticks());
+    std::thread::sleep(Duration::from_secs(1));
+    let (sleeps, ticks) = (bridge.sleeps() - before.0, bridge.ticks() - before.1);
+    assert!(
+        sleeps < 500 && ticks < 25,
+        "it slept {sleeps} times and worked {ticks} ticks in a second of waiting"
+    );
+}
+
+#[test]
+fn a_client_that_left_is_ended_and_one_that_half_closed_is_waited_with() {
+    let vmm = Vmm::new("vsock");
+    let bridge = Bridge::start(&[format!("firecracker:{}:49983", vmm.path().display())], &[]);
+    let ask = || {
+        let mut client = TcpStream::connect(bridge.address()).unwrap();
+        client.write_all(b"GET /never HTTP/1.1\r\n\r\n").unwrap();
+        client
+    };
+    let open = |count: usize| {
+        bridge.metrics().contains(&format!("connections_open{{sandbox=\"sandbox\"}} {count}\n"))
+    };
+    let (patient, leaving) = (ask(), ask());
+    until("both", || open(2) && !bridge.metrics().contains("_waiting{sandbox=\"sandbox\"} 1"));
+    patient.shutdown(Shutdown::Write).unwrap();
+    drop(leaving);
+    until("the one that left to be ended", || open(1));
+    patient.set_nonblocking(true).unwrap();
+    let end = (&patient).read(&mut [0; 1]).unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::WouldBlock, "the other one is still waited with");
 }
 
 #[test]

@@ -25,6 +25,8 @@ use super::{
 
 /// While an answer is awaited for a client whose bytes have ended, it is looked at this often.
 const LOOK: Duration = Duration::from_millis(250);
+/// A pause in an answer to a client that has ended may last this long.
+const SETTLED: Duration = Duration::from_secs(3);
 
 thread_local! {
     /// The bridge is one thread; at most 64 MiB wait in large buffers for slow peers, then small ones are used.
@@ -89,7 +91,7 @@ pub(super) async fn forward(
     pump: &mut Pump,
     meter: &impl Meter,
 ) -> Outcome {
-    let mut bound = Bound { phase: Phase::Open, moved: 0, over: Instant::now() };
+    let mut bound = Bound { phase: Phase::Open, moved: 0, over: Instant::now(), owed: false };
     let mut timer = pin!(sleep_until(Instant::now()));
     poll_fn(|context| {
         let mut driver = Driver { client: &mut *client, target: &mut *target, pump: &mut *pump };
@@ -103,6 +105,8 @@ struct Bound {
     phase: Phase,
     moved: u64,
     over: Instant,
+    /// The client's bytes moved last: an answer is still to come.
+    owed: bool,
 }
 
 struct Driver<'a> {
@@ -126,6 +130,7 @@ impl Driver<'_> {
             let (up_now, down_now) = self.moved();
             if (up, down) != (up_now, down_now) {
                 meter.moved(up_now - up, down_now - down);
+                bound.owed = down_now == down;
             }
             if self.pump.target_ended() && self.pump.is_untouched() && !self.pump.client_has_left() {
                 return Poll::Ready(Outcome::Untouched);
@@ -195,10 +200,14 @@ impl Bound {
         timer.reset(self.next());
     }
 
-    /// A client that is known to be there is waited for as long as one behind a transport that keeps half-close.
+    /// A client that has ended, and is known to be there, is waited with for its answer as long as one behind a transport that
+    /// keeps half-close. After the answer envd, who cannot be told of the end, would keep the connection for more.
     fn limit(&self, client: &Stream) -> Option<Duration> {
-        let waits = self.phase == Phase::Draining && presence::of(client) == Presence::There;
-        if waits { Some(HALF_OPEN_IDLE) } else { self.phase.limit() }
+        match self.phase {
+            Phase::Draining if !self.owed => Some(SETTLED),
+            Phase::Draining if presence::of(client) == Presence::There => Some(HALF_OPEN_IDLE),
+            phase => phase.limit(),
+        }
     }
 
     fn next(&self) -> Instant {

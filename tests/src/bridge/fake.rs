@@ -204,6 +204,9 @@ fn answer(stream: &mut impl Write, path: &str, tag: &str) -> io::Result<bool> {
         "/health" => stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").map(|()| true),
         "/die" => Err(io::ErrorKind::ConnectionReset.into()),
         "/early" => stream.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n").map(|()| false),
+        "/never" => loop {
+            thread::sleep(Duration::from_secs(60));
+        },
         "/slow" => {
             thread::sleep(Duration::from_millis(100));
             write!(stream, "HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(1 << 20)).map(|()| false)
@@ -360,6 +363,25 @@ impl Bridge {
 
     pub fn exit_code(&self) -> i32 {
         self.process.lock().unwrap().wait().unwrap().code().unwrap_or(-1)
+    }
+
+    /// How often it went to sleep so far: what turns round and round never does, or does it thousands of times a second.
+    pub fn sleeps(&self) -> u64 {
+        let pid = self.process.lock().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let count = |name: &str| -> u64 {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().last().unwrap().parse().unwrap()
+        };
+        count("voluntary_ctxt_switches") + count("nonvoluntary_ctxt_switches")
+    }
+
+    /// Clock ticks of processor time so far.
+    pub fn ticks(&self) -> u64 {
+        let pid = self.process.lock().unwrap().id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
     pub fn metrics(&self) -> String {

@@ -26,6 +26,9 @@ pub const ENVD: u32 = envd_api::PORT as u32;
 /// The peer of the benchmarks behind a second relay (see `tests/peers/bench_server.c`).
 pub const PEER: u32 = 7777;
 
+/// Hundreds of connections at full speed fill hundreds of megabytes of socket buffers.
+const MEMORY: u32 = 2048;
+
 /// Where connections to a guest's vsock ports begin.
 #[derive(Debug, Clone)]
 pub enum Door {
@@ -74,7 +77,7 @@ impl Bed {
 
     pub fn boot_with(envd: Envd) -> Result<Self> {
         crate::require_root()?;
-        let vm = Vm::of(&image(envd)?).boot()?;
+        let vm = Vm::of(&image(envd)?).memory_mib(MEMORY).boot()?;
         // Not before the guest's driver is there: vhost-device-vsock never answers what was asked too early.
         vm.console().wait("envd is healthy")?;
         let firecracker = Firecracker::before(&vm.vsock_socket(), &vm.dir().join("fc.sock"))?;
