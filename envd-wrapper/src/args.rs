@@ -47,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) config: Config,
     /// The image's own init is PID 1: its service made envd's world, and the control protocol is ours to serve.
     pub(crate) kept: bool,
+    /// Memory of the machine, from which envd's limit follows.
+    pub(crate) memory_mib: Option<u64>,
     problems: Vec<String>,
 }
 
@@ -94,6 +96,7 @@ fn parse_options(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
         cgroup: None,
         config: Config::default(),
         kept: crate::keep::is_kept(),
+        memory_mib: crate::world::memory_mib(),
         problems: Vec::new(),
     };
     let mut config = PathBuf::from(config::PATH);
@@ -168,6 +171,7 @@ fn shim_settings(called: &Path, arguments: impl Iterator<Item = OsString>) -> Se
         cgroup: None,
         config: Config::default(),
         kept: crate::keep::is_kept(),
+        memory_mib: crate::world::memory_mib(),
         problems: Vec::new(),
     };
     settings.load_config(Path::new(config::PATH));

@@ -10,20 +10,15 @@
 //! can put a file, a file is root's doing whoever owns it: updaters move uploads there.
 
 use std::fmt;
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use guest::elf::{self, Program};
-use sha2::{Digest, Sha256};
+use crate::facts::{Kind, Known};
 
 /// Folders that are searched, in order.
 const FOLDERS: [&str; 2] = ["/usr/bin", "/usr/local/bin"];
-/// Found in every build of this program, and in no other.
-static MARK: &[u8] = b"envd-wrapper \x01 this file supervises envd and is not envd \x01";
-/// A wrapper is smaller than this; envd is larger. It saves reading all of envd.
-const LARGEST_WRAPPER: u64 = 4 << 20;
 /// Writable by the group or by others.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
@@ -48,9 +43,19 @@ struct Candidate {
     why: &'static str,
     /// A script at its place is some image's own shim, not envd.
     elf_only: bool,
-    /// Whoever called us vouches for it.
-    vouched: bool,
+    trust: Trust,
     sha256: Option<String>,
+}
+
+/// Why a program may run as root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// Whoever called us named it, or put it beside us.
+    Vouched,
+    /// Only root can put a file into its folder, if that is so.
+    OfItsFolder,
+    /// Nobody but root can change it.
+    OfItsOwn,
 }
 
 /// Why a candidate does not run.
@@ -109,11 +114,12 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Looks at the candidates in order, and stops at the first that may run. Asked anew before every start.
-pub(crate) fn choose(search: &Search) -> Verdict {
+/// Looks at the candidates in order, and stops at the first that may run. Asked anew before every start; files that are
+/// `known` are not read again.
+pub(crate) fn choose(search: &Search, known: &mut Known) -> Verdict {
     let mut candidates = Vec::new();
     for candidate in search.candidates() {
-        let outcome = candidate.judge();
+        let outcome = candidate.judge(known);
         let found = outcome.is_ok();
         candidates.push((candidate, outcome));
         if found {
@@ -125,25 +131,27 @@ pub(crate) fn choose(search: &Search) -> Verdict {
 
 impl Search {
     fn candidates(&self) -> Vec<Candidate> {
-        let plain =
-            |path: PathBuf, why| Candidate { path, why, elf_only: false, vouched: false, sha256: None };
+        let plain = |path: PathBuf, why, trust| Candidate { path, why, elf_only: false, trust, sha256: None };
         if let Some(path) = &self.named {
-            return vec![Candidate { vouched: true, ..plain(path.clone(), "named on the command line") }];
+            return vec![plain(path.clone(), "named on the command line", Trust::Vouched)];
         }
         let mut list = Vec::new();
         if let Some(folder) = &self.shim_folder {
-            let beside =
-                |name| Candidate { vouched: true, ..plain(folder.join(name), "in the shim's folder") };
+            let beside = |name| plain(folder.join(name), "in the shim's folder", Trust::Vouched);
             list.push(Candidate { elf_only: true, ..beside("envd") });
             list.push(beside("envd.real"));
         }
         if let Some(path) = &self.configured {
-            list.push(Candidate { sha256: self.sha256.clone(), ..plain(path.clone(), "configured") });
+            let configured = plain(path.clone(), "configured", Trust::OfItsOwn);
+            list.push(Candidate { sha256: self.sha256.clone(), ..configured });
         }
-        for folder in FOLDERS.map(Path::new) {
-            let vouched = folder == Path::new(FOLDERS[0]) && changeable_by_others(folder).is_none();
+        for folder in FOLDERS {
+            let trust = if folder == FOLDERS[0] { Trust::OfItsFolder } else { Trust::OfItsOwn };
             for name in ["envd", "envd.real"] {
-                list.push(Candidate { elf_only: true, vouched, ..plain(folder.join(name), "found") });
+                list.push(Candidate {
+                    elf_only: true,
+                    ..plain(Path::new(folder).join(name), "found", trust)
+                });
             }
         }
         list
@@ -151,7 +159,7 @@ impl Search {
 }
 
 impl Candidate {
-    fn judge(&self) -> Result<(), Refusal> {
+    fn judge(&self, known: &mut Known) -> Result<(), Refusal> {
         let file = fs::metadata(&self.path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Refusal::Missing,
             _ => Refusal::Unreadable(error),
@@ -159,45 +167,35 @@ impl Candidate {
         if !file.is_file() {
             return Err(Refusal::NotAFile);
         }
-        if is_wrapper(&self.path, &file) {
-            return Err(Refusal::Wrapper);
+        match known.kind(&self.path, &file).map_err(Refusal::Unreadable)? {
+            Kind::Wrapper => return Err(Refusal::Wrapper),
+            Kind::Other => return Err(Refusal::NotAProgram),
+            Kind::Script if self.elf_only => return Err(Refusal::NotElf),
+            Kind::Script | Kind::Elf => {}
         }
-        self.judge_content()?;
-        self.judge_trust()
+        match &self.sha256 {
+            Some(pinned) => self.judge_pin(pinned, &file, known),
+            None => self.judge_trust(),
+        }
     }
 
-    fn judge_content(&self) -> Result<(), Refusal> {
-        match elf::inspect(&self.path).map_err(Refusal::Unreadable)? {
-            Program::Script { .. } if self.elf_only => Err(Refusal::NotElf),
-            Program::Elf { .. } | Program::Script { .. } => Ok(()),
-            Program::Other => Err(Refusal::NotAProgram),
+    fn judge_pin(&self, pinned: &str, file: &fs::Metadata, known: &mut Known) -> Result<(), Refusal> {
+        let found = known.sha256(&self.path, file).map_err(Refusal::Unreadable)?;
+        match found.eq_ignore_ascii_case(pinned) {
+            true => Ok(()),
+            false => Err(Refusal::OtherContent { found, pinned: pinned.to_owned() }),
         }
     }
 
     fn judge_trust(&self) -> Result<(), Refusal> {
-        if let Some(pinned) = &self.sha256 {
-            let found = sha256(&self.path).map_err(Refusal::Unreadable)?;
-            return match found.eq_ignore_ascii_case(pinned) {
-                true => Ok(()),
-                false => Err(Refusal::OtherContent { found, pinned: pinned.clone() }),
-            };
-        }
-        match changeable_by_others(&self.path) {
-            Some(path) if !self.vouched => Err(Refusal::Untrusted { path }),
-            _ => Ok(()),
-        }
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let changeable = match self.trust {
+            Trust::Vouched => None,
+            Trust::OfItsFolder => changeable_by_others(folder),
+            Trust::OfItsOwn => changeable_by_others(&self.path),
+        };
+        changeable.map_or(Ok(()), |path| Err(Refusal::Untrusted { path }))
     }
-}
-
-/// Whether a file is this program, by inode or as a copy.
-fn is_wrapper(path: &Path, file: &Metadata) -> bool {
-    let itself = fs::metadata("/proc/self/exe");
-    if itself.is_ok_and(|itself| (itself.dev(), itself.ino()) == (file.dev(), file.ino())) {
-        return true;
-    }
-    file.len() <= LARGEST_WRAPPER
-        && fs::read(path)
-            .is_ok_and(|bytes| memchr::memmem::find(&bytes, std::hint::black_box(MARK)).is_some())
 }
 
 /// The file or the first folder on its way that somebody else than root can write.
@@ -210,19 +208,6 @@ fn changeable_by_others(path: &Path) -> Option<PathBuf> {
     real.ancestors().find(|part| !guarded(part)).map(Path::to_path_buf)
 }
 
-fn sha256(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut digest = Sha256::new();
-    let mut chunk = vec![0; 64 * 1024];
-    loop {
-        match file.read(&mut chunk)? {
-            0 => break,
-            count => digest.update(&chunk[..count]),
-        }
-    }
-    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
@@ -231,8 +216,9 @@ mod tests {
 
     fn judge(path: &Path, why: &'static str, sha256: Option<&str>) -> Result<(), Refusal> {
         let sha256 = sha256.map(str::to_owned);
-        let elf_only = why == "found";
-        Candidate { path: path.to_path_buf(), why, elf_only, vouched: false, sha256 }.judge()
+        let (elf_only, trust) = (why == "found", Trust::OfItsOwn);
+        let mut known = Known::default();
+        Candidate { path: path.to_path_buf(), why, elf_only, trust, sha256 }.judge(&mut known)
     }
 
     /// A copy of a real ELF program, in a folder of root's alone.
@@ -250,7 +236,7 @@ mod tests {
         assert!(matches!(judge(&link, "found", None), Err(Refusal::Wrapper)));
         let copy = folder.path().join("copy");
         let mut bytes = fs::read("/bin/true").unwrap();
-        bytes.extend_from_slice(MARK);
+        bytes.extend_from_slice(crate::facts::MARK);
         fs::write(&copy, bytes).unwrap();
         assert!(matches!(judge(&copy, "found", None), Err(Refusal::Wrapper)), "another build of it");
     }
@@ -261,7 +247,7 @@ mod tests {
         let path = program(folder.path(), "envd.real");
         fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
         assert!(matches!(judge(&path, "found", None), Err(Refusal::Untrusted { .. })));
-        let sum = sha256(&path).unwrap();
+        let sum = Known::default().sha256(&path, &fs::metadata(&path).unwrap()).unwrap();
         assert!(judge(&path, "configured", Some(&sum)).is_ok());
         fs::write(&path, fs::read("/bin/false").unwrap()).unwrap();
         assert!(matches!(judge(&path, "configured", Some(&sum)), Err(Refusal::OtherContent { .. })));
@@ -290,7 +276,7 @@ mod tests {
         let folder = tempfile::tempdir_in("/var/lib").unwrap();
         let real = program(folder.path(), "envd.real");
         let search = Search { shim_folder: Some(folder.path().to_path_buf()), ..Search::default() };
-        assert_eq!(choose(&search).chosen(), Some(real.as_path()));
+        assert_eq!(choose(&search, &mut Known::default()).chosen(), Some(real.as_path()));
     }
 
     #[test]
@@ -299,13 +285,13 @@ mod tests {
         program(folder.path(), "envd.real");
         let newer = program(folder.path(), "envd");
         let search = Search { shim_folder: Some(folder.path().to_path_buf()), ..Search::default() };
-        assert_eq!(choose(&search).chosen(), Some(newer.as_path()));
+        assert_eq!(choose(&search, &mut Known::default()).chosen(), Some(newer.as_path()));
     }
 
     #[test]
     fn a_named_program_is_the_only_candidate() {
         let search = Search { named: Some("/no/such/envd".into()), ..Search::default() };
-        let verdict = choose(&search);
+        let verdict = choose(&search, &mut Known::default());
         assert_eq!(verdict.chosen(), None);
         assert_eq!(verdict.to_string(), "/no/such/envd (named on the command line): not there\n");
     }

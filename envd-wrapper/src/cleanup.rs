@@ -40,51 +40,51 @@ impl Home {
 
     /// envd's helpers: everybody in its cgroup but ourselves and our ancestors (a supervisor that runs us there).
     fn helpers(&self, tree: &Tree) -> Vec<i32> {
-        // An envd that could not make its cgroups runs what users ask for in its own.
-        let users_have_their_own = tree.path(USERS[0]).is_dir();
-        let Some(group) = self.group.as_deref().filter(|_| self.own && users_have_their_own) else {
-            return Vec::new();
-        };
-        let spared: Vec<i32> = lineage().collect();
+        let Some(group) = self.group.as_deref().filter(|_| self.own) else { return Vec::new() };
         let members = tree.processes(group);
+        let itself = std::process::id() as i32;
+        // An envd that could not make its cgroups runs what users ask for in its own.
+        if members.iter().all(|pid| *pid == itself) || !tree.path(USERS[0]).is_dir() {
+            return Vec::new();
+        }
+        let spared: Vec<i32> = lineage().collect();
         let ours = |pid: &i32| !spared.contains(pid) && !works_for_others(*pid, &members);
         members.iter().copied().filter(ours).collect()
     }
 }
 
-/// How many processes were found.
+/// How many processes were ended.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Leftovers {
-    pub(crate) helpers: usize,
-    pub(crate) forwards: usize,
-    pub(crate) users: usize,
-}
-
-impl Leftovers {
-    /// One line for the log; `None` when nothing was left.
-    pub(crate) fn describe(&self) -> Option<String> {
-        let parts = [
-            (self.helpers, "helper", "helpers", "ended"),
-            (self.forwards, "port forward", "port forwards", "ended"),
-            (self.users, "user process", "user processes", "left alone"),
-        ];
-        let said: Vec<String> = parts
-            .into_iter()
-            .filter(|(count, ..)| *count > 0)
-            .map(|(count, one, many, fate)| format!("{count} {} {fate}", if count == 1 { one } else { many }))
-            .collect();
-        (!said.is_empty()).then(|| format!("left by the last envd: {}", said.join(", ")))
-    }
+pub(crate) struct Ended {
+    helpers: usize,
+    forwards: usize,
 }
 
 /// Ends helpers and port forwards.
-pub(crate) fn sweep(home: &Home) -> Leftovers {
+pub(crate) fn end_remains(home: &Home) -> Ended {
     let tree = Tree::default();
-    Leftovers {
-        helpers: end(&home.helpers(&tree)),
-        forwards: end(&tree.processes(FORWARDS)),
-        users: USERS.iter().map(|group| count_below(&tree.path(group))).sum(),
-    }
+    Ended { helpers: end(&home.helpers(&tree)), forwards: end(&tree.processes(FORWARDS)) }
+}
+
+/// How many processes of users there are.
+pub(crate) fn users() -> usize {
+    let tree = Tree::default();
+    USERS.iter().map(|group| count_below(&tree.path(group))).sum()
+}
+
+/// One line for the log; `None` when nothing was left.
+pub(crate) fn describe(ended: &Ended, users: usize) -> Option<String> {
+    let parts = [
+        (ended.helpers, "helper", "helpers", "ended"),
+        (ended.forwards, "port forward", "port forwards", "ended"),
+        (users, "user process", "user processes", "left alone"),
+    ];
+    let said: Vec<String> = parts
+        .into_iter()
+        .filter(|(count, ..)| *count > 0)
+        .map(|(count, one, many, fate)| format!("{count} {} {fate}", if count == 1 { one } else { many }))
+        .collect();
+    (!said.is_empty()).then(|| format!("left by the last envd: {}", said.join(", ")))
 }
 
 /// Our own cgroup, below the root of cgroup2.
@@ -146,9 +146,8 @@ mod tests {
 
     #[test]
     fn what_was_left_is_said_in_words() {
-        let left = Leftovers { helpers: 1, forwards: 2, users: 1 };
         let said = "left by the last envd: 1 helper ended, 2 port forwards ended, 1 user process left alone";
-        assert_eq!(left.describe().as_deref(), Some(said));
-        assert_eq!(Leftovers::default().describe(), None);
+        assert_eq!(describe(&Ended { helpers: 1, forwards: 2 }, 1).as_deref(), Some(said));
+        assert_eq!(describe(&Ended::default(), 0), None);
     }
 }

@@ -24,10 +24,10 @@ pub(crate) fn before(home: &Home) -> Before {
 
 /// What is known of the life that ended.
 #[derive(Debug)]
-pub(crate) struct Life<'a> {
+pub(crate) struct Life {
     pub(crate) started: Moment,
-    pub(crate) before: &'a Before,
-    pub(crate) home: &'a Home,
+    pub(crate) ended: Moment,
+    pub(crate) before: Before,
     pub(crate) restarts: u64,
     /// Why we ended it, where we did.
     pub(crate) reason: Option<String>,
@@ -35,8 +35,8 @@ pub(crate) struct Life<'a> {
 }
 
 /// Puts it all together.
-pub(crate) fn report(end: Reaped, life: Life<'_>, now: Moment) -> ExitReport {
-    let group = life.home.group.as_deref();
+pub(crate) fn report(end: Reaped, life: Life, home: &Home) -> ExitReport {
+    let group = home.group.as_deref();
     let tree = Tree::default();
     let kills = group.and_then(|group| tree.oom_kills(group));
     ExitReport {
@@ -46,12 +46,12 @@ pub(crate) fn report(end: Reaped, life: Life<'_>, now: Moment) -> ExitReport {
         signal: end.by_signal.then(|| signal_name(end.status)),
         core: end.core,
         oom: end.by_signal && end.status == SIGKILL && kills > life.before.oom_kills,
-        uptime_ms: now.saturating_sub(life.started).as_millis() as u64,
+        uptime_ms: life.ended.saturating_sub(life.started).as_millis() as u64,
         restarts: life.restarts,
         peak_memory_bytes: group.and_then(|group| tree.memory_peak(group)),
         reason: life.reason,
         last_lines: life.last_lines,
-        at_ns: now.as_nanos() as u64,
+        at_ns: life.ended.as_nanos() as u64,
     }
 }
 
@@ -81,14 +81,14 @@ mod tests {
     fn died(status: i32, by_signal: bool, reason: Option<&str>) -> String {
         let life = Life {
             started: Duration::from_secs(10),
-            before: &Before::default(),
-            home: &Home::default(),
+            ended: Duration::from_millis(13_250),
+            before: Before::default(),
             restarts: 2,
             reason: reason.map(str::to_owned),
             last_lines: Vec::new(),
         };
         let end = Reaped { pid: 57, status, by_signal, core: false };
-        describe(&report(end, life, Duration::from_millis(13_250)))
+        describe(&report(end, life, &Home::default()))
     }
 
     #[test]

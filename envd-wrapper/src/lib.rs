@@ -17,6 +17,7 @@ mod cleanup;
 mod death;
 mod drain;
 mod evidence;
+mod facts;
 mod keep;
 mod last;
 mod probe;
@@ -73,7 +74,7 @@ fn run(settings: Settings) -> ExitCode {
 }
 
 fn check(settings: &Settings) -> ExitCode {
-    let verdict = choose::choose(&settings.search());
+    let verdict = choose::choose(&settings.search(), &mut facts::Known::default());
     print!("{verdict}");
     if verdict.chosen().is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING_TO_RUN) }
 }

@@ -53,7 +53,7 @@ fn platform(path: &Path, settings: &Settings) -> Program {
         path: path.to_path_buf(),
         name: Some("envd".into()),
         arguments: settings.arguments.clone(),
-        environment: environment(std::env::vars_os(), memory_mib()),
+        environment: environment(std::env::vars_os(), settings.memory_mib),
         directory: Some(PathBuf::from("/")),
         identity: None,
         limits: vec![
@@ -91,7 +91,7 @@ fn environment(
 }
 
 /// Memory of the machine.
-fn memory_mib() -> Option<u64> {
+pub(crate) fn memory_mib() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib / 1024)

@@ -10,11 +10,15 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Lines that wait for a console that does not drain, in bytes.
-const BACKLOG: usize = 16 * 1024;
+use crate::clock;
+
+/// Lines that wait for a console that does not drain, in bytes: the head of a crash has room while it is held.
+const BACKLOG: usize = 64 * 1024;
 /// Tried in this order after what `/proc/consoles` names.
 const FALLBACKS: [&str; 3] = ["/dev/ttyS0", "/dev/hvc0", "/dev/kmsg"];
 
@@ -31,6 +35,8 @@ pub struct Console {
     begun: usize,
     /// The device was opened anew for the first waiting line.
     opened_again: bool,
+    /// Nothing is written now.
+    held: bool,
     /// Lines that were dropped and not yet said.
     unsaid: u64,
     dropped_bytes: u64,
@@ -57,12 +63,34 @@ impl Console {
     /// The device, while something waits for it: watch it for writability and call [`Console::flush`].
     pub fn blocked(&self) -> Option<BorrowedFd<'_>> {
         let (_, file) = self.device.as_ref()?;
-        (!self.waiting.is_empty()).then(|| file.as_fd())
+        (!self.waiting.is_empty() && !self.held).then(|| file.as_fd())
+    }
+
+    /// Lets lines wait until [`Console::release`], for a moment in which the device would be in the way.
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
+    pub fn release(&mut self) {
+        self.held = false;
+        self.flush();
     }
 
     /// The open device.
     pub fn device(&self) -> Option<BorrowedFd<'_>> {
         self.device.as_ref().map(|(_, file)| file.as_fd())
+    }
+
+    /// Writes what waits, for a program that ends: waits for the device, but not longer than `bound`.
+    pub fn drain(&mut self, bound: Duration) {
+        self.release();
+        let until = clock::now() + bound;
+        while let Some(device) = self.blocked() {
+            let left = until.saturating_sub(clock::now()).as_millis();
+            let Ok(timeout @ 1..) = u16::try_from(left) else { return };
+            let _ = poll(&mut [PollFd::new(device, PollFlags::POLLOUT)], PollTimeout::from(timeout));
+            self.flush();
+        }
     }
 
     /// Prints one line (with its newline), or keeps it until the device takes it.
@@ -75,6 +103,9 @@ impl Console {
 
     /// Writes what waits, as far as the device takes it.
     pub fn flush(&mut self) {
+        if self.held {
+            return;
+        }
         while let Some((length, outcome)) = self.write_first() {
             match outcome {
                 Ok(count) if self.begun + count < length => self.begun += count,
@@ -224,6 +255,38 @@ mod tests {
         console.print(b"after the getty came\n".to_vec());
         assert_eq!(fs::read_to_string(&path).unwrap(), "after the getty came\n");
         assert_eq!(console.dropped_bytes(), 0);
+    }
+
+    #[test]
+    fn lines_that_are_held_come_out_whole_and_in_order() {
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
+        let mut console = on(writer);
+        console.hold();
+        ["one\n", "two\n"].iter().for_each(|line| console.print(line.as_bytes().to_vec()));
+        let mut chunk = [0; 64];
+        assert!(nix::unistd::read(&reader, &mut chunk).is_err() && console.blocked().is_none());
+        console.release();
+        assert_eq!(nix::unistd::read(&reader, &mut chunk), Ok(8));
+        assert_eq!(&chunk[..8], b"one\ntwo\n");
+    }
+
+    #[test]
+    fn a_program_that_ends_waits_for_its_last_lines_but_not_for_ever() {
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
+        let mut console = on(writer);
+        (0..2000).for_each(|_| console.print(b"one of many lines that a pipe does not hold\n".to_vec()));
+        console.drain(Duration::from_millis(20));
+        assert!(console.blocked().is_some(), "nobody reads");
+        let reading = std::thread::spawn(move || {
+            let mut chunk = vec![0; 65536];
+            while nix::unistd::read(&reader, &mut chunk) != Ok(0) {
+                std::thread::yield_now();
+            }
+        });
+        console.drain(Duration::from_secs(60));
+        assert!(console.blocked().is_none());
+        drop(console);
+        reading.join().unwrap();
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub enum Program {
 
 /// Reads the head of a file.
 pub fn inspect(path: &Path) -> std::io::Result<Program> {
-    let mut head = Vec::new();
+    let mut head = Vec::with_capacity(HEAD as usize);
     File::open(path)?.take(HEAD).read_to_end(&mut head)?;
     Ok(classify(&head))
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tracing::field::{Field, Visit};
 use tracing::span;
@@ -130,6 +131,21 @@ pub fn while_blocked<T>(watch: impl FnOnce(Option<BorrowedFd<'_>>) -> T) -> Opti
 /// Runs `act` on the console's descriptor, where there is one.
 pub fn with_device<T>(act: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
     with(|logger| logger.console.device().map(act)).flatten()
+}
+
+/// Leaves the console alone until [`release_console`]: each byte of a serial line costs a virtual machine an exit.
+pub fn hold_console() {
+    with(|logger| logger.console.hold());
+}
+
+/// Writes what was held, and from now on what comes.
+pub fn release_console() {
+    with(|logger| logger.console.release());
+}
+
+/// Writes what waits for the console before the program ends, and waits for it no longer than `bound`.
+pub fn drain_console(bound: Duration) {
+    with(|logger| logger.console.drain(bound));
 }
 
 /// Writes what the console takes now.

@@ -402,8 +402,9 @@ impl Machine {
         self.starts += 1;
         self.reason = None;
         self.afterwards = Afterwards::Rest;
-        self.become_state(State::Starting, None, now, actions);
+        // First of all: telling of the state takes time.
         actions.push(Action::Spawn);
+        self.become_state(State::Starting, None, now, actions);
     }
 
     fn spawned(&mut self, now: Moment, actions: &mut Vec<Action>) {
