@@ -1,8 +1,9 @@
 /* The floor for a boot: a PID 1 that does what envd needs and nothing else, with no logging and no error handling.
  *
- * System calls before envd's exec: 8 mounts and their 5 mkdir, 6 mkdir/open/write of cgroup2 files for the controllers,
- * init.scope and envd with its weights, fork, setsid, setpriority, ioprio_set, prlimit, open/write of oom_score_adj and
- * cgroup.procs, execve. Afterwards: 7 ioctl for lo, eth0 and its route, then wait.
+ * System calls before envd's exec: 8 mounts and 2 mkdir, 4 open/write/close of cgroup.subtree_control, 3 mkdir of cgroups and 4 more
+ * open/write/close for the controllers of system.slice, 5 open/write/close for init.scope and envd's weights, fork; in the child 2
+ * open/write/close (cgroup.procs, oom_score_adj), setsid, setpriority, ioprio_set, 2 prlimit, execve. Afterwards: a socket,
+ * 7 ioctl for lo, eth0 and the route, sethostname, then wait; an envd that dies is started again at once.
  *
  * Build: cc -O2 -static -o c_floor c_floor.c
  */
@@ -47,14 +48,21 @@ static void mounts(void)
 	mount(NULL, "/", NULL, MS_REC | MS_SHARED, NULL);
 }
 
+static void control(const char *file)
+{
+	put(file, "+cpu");
+	put(file, "+io");
+	put(file, "+memory");
+	put(file, "+pids");
+}
+
 static void cgroups(void)
 {
-	put(CG "cgroup.subtree_control", "+cpu");
-	put(CG "cgroup.subtree_control", "+io");
-	put(CG "cgroup.subtree_control", "+memory");
-	put(CG "cgroup.subtree_control", "+pids");
+	control(CG "cgroup.subtree_control");
 	mkdir(CG "init.scope", 0755);
 	mkdir(CG "envd", 0755);
+	mkdir(CG "system.slice", 0755);
+	control(CG "system.slice/cgroup.subtree_control");
 	put(CG "init.scope/cgroup.procs", "1");
 	put(CG "envd/memory.min", "52428800");
 	put(CG "envd/memory.low", "104857600");
@@ -113,15 +121,26 @@ static void network(void)
 	close(s);
 }
 
+static pid_t start_envd(void)
+{
+	pid_t pid = fork();
+	if (pid == 0)
+		become_envd();
+	return pid;
+}
+
 int main(void)
 {
 	mounts();
 	cgroups();
-	if (fork() == 0)
-		become_envd();
+	pid_t envd = start_envd();
 	network();
 	sethostname("e2b.local", 9);
-	for (;;)
-		if (wait(NULL) < 0)
+	for (;;) {
+		pid_t dead = wait(NULL);
+		if (dead == envd)
+			envd = start_envd();
+		else if (dead < 0)
 			pause();
+	}
 }

@@ -13,6 +13,8 @@ use sha2::{Digest, Sha256};
 use crate::net::run;
 use crate::paths;
 
+/// The mode of a base that gets nothing of ours.
+const UNTOUCHED: &str = "untouched";
 /// How long an image is kept that nobody boots.
 const UNUSED: Duration = Duration::from_hours(6);
 
@@ -38,7 +40,8 @@ impl Envd {
         Self::real().unwrap_or(Self::StandIn)
     }
 
-    fn path(&self) -> Result<Option<PathBuf>> {
+    /// Where it lies on the host.
+    pub fn path(&self) -> Result<Option<PathBuf>> {
         match self {
             Self::StandIn => paths::stand_in().map(Some),
             Self::File(path) => Ok(Some(path.clone())),
@@ -59,6 +62,11 @@ impl Image {
         Bake::new("native")
     }
 
+    /// A base as it is, without anything of ours: a peer.
+    pub fn untouched(base: &Path) -> Bake {
+        Bake::new(UNTOUCHED).base(base).envd(Envd::None)
+    }
+
     /// An image that was made elsewhere.
     pub fn at(path: &Path) -> Self {
         Self { path: path.to_owned() }
@@ -72,6 +80,7 @@ impl Image {
 #[derive(Debug, Clone)]
 enum Change {
     File { path: String, content: Vec<u8>, mode: u32 },
+    Link { path: String, target: String },
     Remove { path: String },
 }
 
@@ -149,6 +158,12 @@ impl Bake {
         self.change(Change::File { path: path.to_owned(), content: content.into(), mode: 0o755 })
     }
 
+    /// A symbolic link, where there is nothing yet.
+    #[must_use]
+    pub fn link(self, path: &str, target: &str) -> Self {
+        self.change(Change::Link { path: path.to_owned(), target: target.to_owned() })
+    }
+
     /// Removes a file or link of the base.
     #[must_use]
     pub fn remove(self, path: &str) -> Self {
@@ -166,7 +181,8 @@ impl Bake {
         if self.changes.is_empty() {
             return Ok(Image { path: plain });
         }
-        let out = self.cached(&format!("{}{:?}", plain.display(), self.changes))?;
+        let changes: String = self.changes.iter().map(Change::key).collect();
+        let out = self.cached(&format!("{}{changes}", plain.display()))?;
         made_once(&out, |part| {
             copy_sparse(&plain, part)?;
             for change in &self.changes {
@@ -202,15 +218,13 @@ impl Bake {
 
     fn bake_plain(&self, base: &Path, envd: Option<&Path>, out: &Path) -> Result<()> {
         let mut command = Command::new(paths::host_bin("rootfs")?);
-        command
-            .arg("bake")
-            .arg("--guest")
-            .arg(paths::guest_dir())
-            .arg("--base")
-            .arg(base)
-            .arg("--out")
-            .arg(out);
-        command.args(["--init", self.mode]);
+        if self.mode == UNTOUCHED {
+            command.arg("build").arg(base);
+        } else {
+            command.arg("bake").arg("--guest").arg(paths::guest_dir()).arg("--base").arg(base);
+            command.args(["--init", self.mode]);
+        }
+        command.arg("--out").arg(out);
         if self.accept_lost_units {
             command.arg("--accept-lost-units");
         }
@@ -240,7 +254,7 @@ impl Bake {
 }
 
 /// The default base's tar, made when absent.
-fn default_base() -> Result<PathBuf> {
+pub fn default_base() -> Result<PathBuf> {
     let output = run(&paths::root().join("scripts/base-image").display().to_string(), &[])?;
     let path = output.lines().last().context("scripts/base-image printed no path")?;
     Ok(paths::root().join(path))
@@ -289,9 +303,23 @@ pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
 }
 
 impl Change {
+    /// What tells it from any other.
+    fn key(&self) -> String {
+        match self {
+            Self::File { path, content, mode } => {
+                format!("file {path} {mode:o} {:x?}\n", Sha256::digest(content))
+            }
+            Self::Link { path, target } => format!("link {path} {target}\n"),
+            Self::Remove { path } => format!("remove {path}\n"),
+        }
+    }
+
     fn apply(&self, image: &Path) -> Result<()> {
         match self {
             Self::Remove { path } => debugfs(image, &format!("rm {path}\n")),
+            Self::Link { path, target } => {
+                debugfs(image, &format!("{}symlink {path} {target}\n", missing_folders(image, path)?))
+            }
             Self::File { path, content, mode } => {
                 let source = image.with_extension("content");
                 fs::write(&source, content)?;
@@ -305,18 +333,24 @@ impl Change {
 
 /// Writes one file into the image, with the folders above it.
 fn put(image: &Path, source: &Path, path: &str, mode: u32) -> Result<()> {
-    let mut script = Vec::new();
+    let mut script = missing_folders(image, path)?;
+    if exists(image, path)? {
+        script += &format!("rm {path}\n");
+    }
+    script += &format!("write {} {path}\nsif {path} mode 0100{mode:o}\n", source.display());
+    script += &format!("sif {path} uid 0\nsif {path} gid 0\n");
+    debugfs(image, &script)
+}
+
+/// What makes the folders above `path` that are not there.
+fn missing_folders(image: &Path, path: &str) -> Result<String> {
+    let mut script = String::new();
     for parent in Path::new(path).ancestors().skip(1).collect::<Vec<_>>().into_iter().rev().skip(1) {
         if !exists(image, &parent.display().to_string())? {
-            script.push(format!("mkdir {0}\nsif {0} mode 040755", parent.display()));
+            script += &format!("mkdir {0}\nsif {0} mode 040755\n", parent.display());
         }
     }
-    if exists(image, path)? {
-        script.push(format!("rm {path}"));
-    }
-    script.push(format!("write {} {path}\nsif {path} mode 0100{mode:o}", source.display()));
-    script.push(format!("sif {path} uid 0\nsif {path} gid 0\n"));
-    debugfs(image, &script.join("\n"))
+    Ok(script)
 }
 
 fn exists(image: &Path, path: &str) -> Result<bool> {

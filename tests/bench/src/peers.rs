@@ -1,15 +1,16 @@
-//! The programs that we are measured against: C floors of `tests/peers`, and socat.
+//! The programs that we are measured against: the C floors of `tests/peers`.
 
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use tests::paths;
 
 /// Compiles `tests/peers/NAME.c`, static and optimised, and gives its path.
-pub(crate) fn compile(root: &Path, name: &str) -> Result<PathBuf> {
-    let source = root.join("tests/peers").join(format!("{name}.c"));
-    let program = root.join("target/bench/peers").join(name);
-    std::fs::create_dir_all(program.parent().context("peers folder")?)?;
+pub(crate) fn compile(name: &str) -> Result<PathBuf> {
+    let source = paths::root().join("tests/peers").join(format!("{name}.c"));
+    let program = paths::output("bench/peers")?.join(name);
     let status = Command::new("cc")
         .args(["-O2", "-static", "-pthread", "-o"])
         .args([&program, &source])
@@ -17,4 +18,10 @@ pub(crate) fn compile(root: &Path, name: &str) -> Result<PathBuf> {
         .context("run cc (package gcc)")?;
     ensure!(status.success(), "cc failed on {}", source.display());
     Ok(program)
+}
+
+/// The same, as bytes for an image.
+pub(crate) fn compiled(name: &str) -> Result<Vec<u8>> {
+    let program = compile(name)?;
+    fs::read(&program).with_context(|| format!("reading {}", program.display()))
 }

@@ -1,7 +1,7 @@
-//! A program under measurement: started, awaited until it listens, ended, and its CPU time taken.
+//! A program under measurement on the host: started, ended, and what it costs with all its descendants.
 
-use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::fs;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long a program may take until it listens.
-const START_BOUND: Duration = Duration::from_secs(20);
+/// How long a program may take until it listens, or to end.
+const BOUND: Duration = Duration::from_secs(20);
 
 /// A running program that is ended when it is dropped.
 pub(crate) struct Process {
@@ -20,65 +20,90 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn start(command: &mut Command) -> Result<Self> {
+    /// Its output is thrown away. It gets a process group, so that children of its own (a fork a connection) end with it, and dies
+    /// with this program.
+    pub(crate) fn start(command: &Command) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| format!("start {name}"))?;
+        let mut bound = Command::new("setpriv");
+        bound.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+        let quiet = bound.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = quiet.process_group(0).spawn().with_context(|| format!("start {name}"))?;
         Ok(Self { child, name })
     }
 
-    /// Waits until the socket file is there. It does not connect: some peers serve one connection only.
-    pub(crate) fn until_bound(mut self, socket: &Path) -> Result<Self> {
+    /// Waits until `look` finds something, and fails when the program ends before.
+    pub(crate) fn until<T>(&mut self, what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
         let begin = Instant::now();
-        while !socket.exists() {
-            self.still_alive()?;
-            if begin.elapsed() > START_BOUND {
-                bail!("{} did not bind {} in {START_BOUND:?}", self.name, socket.display());
+        loop {
+            if let Some(found) = look() {
+                return Ok(found);
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended at once: {status}", self.name);
+            }
+            if begin.elapsed() > BOUND {
+                bail!("{}: waited {BOUND:?} in vain for {what}", self.name);
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        Ok(self)
     }
 
-    /// Waits until a connection through it is answered.
-    pub(crate) fn until_serving(mut self, socket: &Path) -> Result<Self> {
-        let begin = Instant::now();
-        while !UnixStream::connect(socket).is_ok_and(|stream| crate::load::one_byte(&stream).is_ok()) {
-            self.still_alive()?;
-            if begin.elapsed() > START_BOUND {
-                bail!("{} did not serve {} in {START_BOUND:?}", self.name, socket.display());
-            }
-            std::thread::sleep(Duration::from_millis(5));
+    /// Its own pid and all its descendants'.
+    pub(crate) fn tree(&self) -> Vec<u32> {
+        let mut pids = vec![self.child.id()];
+        let mut next = 0;
+        while let Some(pid) = pids.get(next) {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            pids.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+            next += 1;
         }
-        Ok(self)
+        pids
     }
 
-    fn still_alive(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
-            Some(status) => bail!("{} ended at once: {status}", self.name),
-            None => Ok(()),
-        }
+    /// Proportional set size of the whole tree, in bytes.
+    pub(crate) fn pss(&self) -> Result<f64> {
+        let pss = |pid: u32| {
+            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+            let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
+            let kib = line.trim().trim_end_matches("kB").trim();
+            kib.parse::<f64>().map(|kib| kib * 1024.0).with_context(|| format!("Pss of process {pid}"))
+        };
+        self.tree().into_iter().map(pss).sum()
     }
 
-    /// Ends it and gives the CPU time that it and the children it reaped have used.
+    /// CPU time of the whole tree while it lives, in seconds.
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        let threads = |pid: &u32| fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let nanoseconds = |path: std::path::PathBuf| {
+            let stat = fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+            stat.split(' ').next().and_then(|first| first.parse::<f64>().ok()).unwrap_or(0.0)
+        };
+        let all: f64 = self.tree().iter().flat_map(threads).map(|thread| nanoseconds(thread.path())).sum();
+        all / 1e9
+    }
+
+    /// Waits for the children that it made for single connections, ends it, and gives the CPU time that all of them used.
     pub(crate) fn end(mut self) -> Result<Duration> {
+        let begin = Instant::now();
+        while self.tree().len() > 1 && begin.elapsed() < Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let before = cpu_of_children()?;
         self.terminate();
         Ok(cpu_of_children()?.saturating_sub(before))
     }
 
     fn terminate(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        let group = Pid::from_raw(-(self.child.id() as i32));
+        let _ = kill(group, Signal::SIGTERM);
         let begin = Instant::now();
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
         while matches!(self.child.try_wait(), Ok(None)) {
             if begin.elapsed() > Duration::from_secs(5) {
-                let _ = self.child.kill();
+                let _ = kill(group, Signal::SIGKILL);
                 let _ = self.child.wait();
-                return;
             }
             std::thread::sleep(Duration::from_millis(2));
         }

@@ -1,4 +1,4 @@
-//! One figure beside its peer's: the row of `bench.json`.
+//! One figure beside its peer's: the row of `bench.json`; and curves for the plots.
 
 use serde::Serialize;
 
@@ -38,6 +38,33 @@ pub(crate) struct Subject {
     pub(crate) better: Better,
 }
 
+/// How a cost grows: one plot.
+#[derive(Debug, Clone)]
+pub(crate) struct Growth {
+    /// Name of the file, without `.svg`.
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    /// What grows.
+    pub(crate) of: &'static str,
+    /// What it costs, with its unit.
+    pub(crate) cost: &'static str,
+    pub(crate) curves: Vec<Curve>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Curve {
+    pub(crate) name: String,
+    /// Size and samples.
+    pub(crate) points: Vec<(f64, Vec<f64>)>,
+}
+
+/// What a part has found.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) growth: Vec<Growth>,
+}
+
 impl Subject {
     pub(crate) fn lower(name: impl Into<String>, unit: &'static str) -> Self {
         Self { name: name.into(), unit, better: Better::Lower }
@@ -63,10 +90,15 @@ impl Subject {
     }
 
     /// A row that stands alone; `goal` bounds its value.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for figures without a peer"))]
     pub(crate) fn alone(&self, ours: &[f64], goal: Option<f64>) -> Row {
         let row = self.bare(ours);
         Row { met: goal.is_none_or(|goal| self.holds(row.value, goal)), goal, ..row }
+    }
+
+    /// A count of what must not happen: its value is the sum of the samples, since a median would hide single cases.
+    pub(crate) fn sum(&self, ours: &[f64], goal: f64) -> Row {
+        let value = ours.iter().sum();
+        Row { value, goal: Some(goal), met: self.holds(value, goal), ..self.bare(ours) }
     }
 
     fn holds(&self, figure: f64, goal: f64) -> bool {
@@ -132,7 +164,37 @@ mod tests {
     }
 
     #[test]
+    fn a_single_failure_is_not_hidden_by_a_median() {
+        let row = Subject::lower("failed", "").sum(&[0.0, 0.0, 1.0], 0.0);
+        assert!(!row.met && (row.value - 1.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
     fn the_median_of_an_even_count_is_the_mean_of_the_middle_two() {
         assert!((median(&[4.0, 1.0, 3.0, 2.0]) - 2.5).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn a_row_has_the_promised_keys() {
+        let row = Subject::lower("a", "s").against(&[1.0, 2.0, 3.0], "b", &[4.0], Some(1.0));
+        let json = serde_json::to_value(row).unwrap();
+        for key in [
+            "name",
+            "unit",
+            "value",
+            "peer",
+            "peer_value",
+            "ratio",
+            "better",
+            "goal",
+            "met",
+            "n",
+            "min",
+            "max",
+            "samples",
+        ] {
+            assert!(json.get(key).is_some(), "{key}");
+        }
+        assert_eq!(json["better"], "lower");
     }
 }
