@@ -122,9 +122,13 @@ impl Shared {
     }
 
     fn carry(&self, mut host: UnixStream) -> Result<()> {
-        let Some(port) = whole_line(&host)? else {
-            self.split.fetch_add(1, Ordering::SeqCst);
-            return Ok(());
+        let port = match whole_line(&host)? {
+            Line::Connect(port) => port,
+            Line::Split => {
+                self.split.fetch_add(1, Ordering::SeqCst);
+                return Ok(());
+            }
+            Line::None => return Ok(()),
         };
         drop(self.while_running());
         let guest = http::hybrid_vsock(&self.behind, port, wait::BOUND)?;
@@ -157,15 +161,25 @@ impl Shared {
     }
 }
 
+/// What a host has said first.
+enum Line {
+    Connect(u32),
+    /// A piece of a line, or another one.
+    Split,
+    /// Nothing: it has left.
+    None,
+}
+
 /// What is there at the first look must be the whole line.
-fn whole_line(host: &UnixStream) -> Result<Option<u32>> {
+fn whole_line(host: &UnixStream) -> Result<Line> {
     let mut line = [0; LINE];
     let first = nix::sys::socket::recv(host.as_raw_fd(), &mut line, nix::sys::socket::MsgFlags::MSG_PEEK)?;
     let end = line[..first].iter().position(|byte| *byte == b'\n');
     (&*host).read_exact(&mut line[..end.map_or(first, |end| end + 1)])?;
-    let Some(end) = end else { return Ok(None) };
+    let Some(end) = end else { return Ok(if first == 0 { Line::None } else { Line::Split }) };
     let text = std::str::from_utf8(&line[..end]).unwrap_or_default();
-    Ok(text.strip_prefix("CONNECT ").and_then(|port| port.parse().ok()))
+    let port = text.strip_prefix("CONNECT ").and_then(|port| port.parse().ok());
+    Ok(port.map_or(Line::Split, Line::Connect))
 }
 
 /// Until the guest has closed as a whole; then the host's socket is closed too.

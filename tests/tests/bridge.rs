@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tests::bridge::fake::{self, Behaviour, Bridge, Envd, Vmm, get, request};
@@ -213,9 +214,25 @@ fn a_folder_of_sandboxes_is_followed_without_touching_the_others() {
     until("the first", || bridge.log().contains("kept: listening on"));
     let mut open = std::os::unix::net::UnixStream::connect(&kept).unwrap();
     assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
-    let many: Vec<_> = (0..500).map(|number| entry(&format!("s{number}"), &envd.route())).collect();
+    // Clients come all the while: none of them may notice that 500 others are taken in.
+    let loading = AtomicBool::new(true);
+    let many: Vec<_> = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut served = 0;
+            while loading.load(Ordering::SeqCst) {
+                let mut client = std::os::unix::net::UnixStream::connect(&kept).unwrap();
+                assert_eq!(request(&mut client, "/tag").unwrap(), "kept");
+                served += 1;
+            }
+            served
+        });
+        let many: Vec<_> = (0..500).map(|number| entry(&format!("s{number}"), &envd.route())).collect();
+        until("the last of many", || many.iter().all(|listen| listen.exists()));
+        loading.store(false, Ordering::SeqCst);
+        assert!(load.join().unwrap() > 0);
+        many
+    });
     entry("broken", "nonsense");
-    until("the last of many", || many.iter().all(|listen| listen.exists()));
     until("the refusal", || bridge.log().contains("broken: error: ") && bridge.log().contains("not served"));
     assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
     let mut one = std::os::unix::net::UnixStream::connect(&many[250]).unwrap();

@@ -27,6 +27,7 @@ fn the_relay_carries_bursts_echoes_idlers_and_slow_peers() {
         part(&format!("{name}: early refusal"), || relay::early_refusal(&door));
         part(&format!("{name}: unserved port"), || relay::unserved_port(&door));
     }
+    part("from the guest to the host", || relay::outwards(&bed));
     let bytes = part("idle connections", || relay::idle_memory(&bed, &bed.kind(), 200));
     println!("{bytes} bytes of private memory an idle connection");
     assert!(bytes < 4096, "{bytes} bytes an idle connection: a buffer is held");

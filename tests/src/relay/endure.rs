@@ -1,14 +1,14 @@
 //! What is done to the guest, its relay and its envd while connections are open or come.
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use envd_api::process::{ProcessConfig, StartRequest};
 
-use super::{Bed, Door, ENVD, PEER};
+use super::{Bed, Door, ENVD, OUTWARDS, PEER};
 use crate::envd::start_request;
 use crate::{Via, Vm, wait};
 
@@ -191,6 +191,24 @@ pub fn idle_memory(bed: &Bed, door: &Door, count: usize) -> Result<u64> {
     let after = relay_memory(bed)?;
     super::wake_idlers(&idlers)?;
     Ok(after.saturating_sub(before) * 1024 / count as u64)
+}
+
+/// From a unix socket in the guest to a vsock port of the host: the other way round.
+pub fn outwards(bed: &Bed) -> Result<()> {
+    let mut path = bed.vm.vsock_socket().into_os_string();
+    path.push(format!("_{OUTWARDS}"));
+    let listener = UnixListener::bind(path)?;
+    let host = thread::spawn(move || -> Result<()> {
+        let (mut stream, _) = listener.accept()?;
+        let mut question = [0; 3];
+        stream.read_exact(&mut question)?;
+        Ok(stream.write_all(&question)?)
+    });
+    let ask = "python3 -c \"import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/outwards.sock'); \
+               s.send(b'ask'); print(s.recv(3).decode())\"";
+    let answer = bed.vm.sh(Via::Tcp, ask)?;
+    ensure!(answer == "ask", "the host's answer arrived as {answer:?}");
+    host.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// A port that nothing listens on in the guest is a bare close.

@@ -29,6 +29,9 @@ pub const PEER: u32 = 7777;
 /// Hundreds of connections at full speed fill hundreds of megabytes of socket buffers.
 const MEMORY: u32 = 2048;
 
+/// The port on the host that a third relay leads to, from a unix socket in the guest.
+pub const OUTWARDS: u32 = 9999;
+
 /// Where connections to a guest's vsock ports begin.
 #[derive(Debug, Clone)]
 pub enum Door {
@@ -143,11 +146,14 @@ impl Bed {
 fn image(envd: Envd) -> Result<Image> {
     let relay = "command = ['/usr/lib/envd-init/vsock-relay', '--map', 'vsock:any:7777=unix:/run/peer.sock']\n\
                  restart = 'always'\nplacement = 'init.scope'\nlog = 'console'\n";
+    let outwards = "command = ['/usr/lib/envd-init/vsock-relay', '--map', 'unix:/run/outwards.sock=vsock:host:9999']\n\
+                    restart = 'always'\nplacement = 'init.scope'\nlog = 'console'\n";
     let peer = "command = ['/opt/bench_server', 'unix:/run/peer.sock']\nrestart = 'always'\n[limits]\nopen_files = 65536\n";
     Image::native()
         .envd(envd)
         .script("/opt/bench_server", std::fs::read(compile_peer("bench_server")?)?)
         .file("/etc/envd-init/services.d/peer-relay.toml", relay)
+        .file("/etc/envd-init/services.d/outwards.toml", outwards)
         .file("/etc/envd-init/services.d/peer.toml", peer)
         .bake()
 }
