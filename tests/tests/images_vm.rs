@@ -64,11 +64,11 @@ fn an_image_of_the_platforms_template_build_boots_native_and_takes_its_update_of
     let vm = boot(&Image::native().base(&platform_image(folder.path())).envd(Envd::None), folder.path());
     assert_eq!(vm.sh(Via::Tcp, "readlink /proc/1/exe").unwrap(), "/usr/lib/envd-init/init");
     // What the platform's builder does with a newer envd.
-    let old = tests::keep::envd_pid(&vm, Via::Tcp).unwrap();
+    let old = tests::life::envd_pid(&vm, Via::Tcp).unwrap();
     let update = "cp /usr/bin/envd /tmp/envd_updated; chmod +x /tmp/envd_updated; mv -f /tmp/envd_updated /usr/bin/envd";
     vm.sh(Via::Tcp, update).unwrap();
     let _ = vm.exec_as(Via::Tcp, "systemctl restart envd", Some("root"));
-    tests::keep::wait_other_envd(&vm, Via::Tcp, old).unwrap();
+    tests::life::wait_other_envd(&vm, Via::Tcp, old).unwrap();
     assert_eq!(vm.get(Via::Vsock, "/health").unwrap().status, 204);
 }
 
