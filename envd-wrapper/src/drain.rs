@@ -32,8 +32,11 @@ const LONGEST_LINE: usize = 8 * 1024;
 const FLOOD_TAIL: usize = 2 * 1024;
 /// A flood is summed up once a second.
 const FLOOD_SUM: Duration = Duration::from_secs(1);
-/// Between two reads of a flood. In that time it must not fill the pipe, or envd would wait for us.
-const NAP: Duration = Duration::from_millis(2);
+/// Between two reads of a flood: longer and longer, as long as it takes far more time to fill the pipe (or envd would wait for us).
+const SHORTEST_NAP: Duration = Duration::from_millis(2);
+const LONGEST_NAP: Duration = Duration::from_millis(16);
+/// Naps grow while after one less than this part of the pipe is full, and begin anew at twice as much.
+const LITTLE: usize = 8;
 /// Size of the pipe in bytes; its memory is only taken while something is in it.
 const PIPE: i32 = 1 << 20;
 /// Reads in one turn, so that one stream does not starve the loop: a whole pipe.
@@ -51,6 +54,8 @@ const CRASH_LOOKBACK: usize = 2 * 1024;
 #[derive(Debug)]
 pub(crate) struct Stream {
     pipe: OwnedFd,
+    /// Bytes that the pipe holds.
+    capacity: usize,
     partial: Vec<u8>,
     bucket: Bucket,
     flood: Option<Flood>,
@@ -65,6 +70,7 @@ struct Flood {
     lines: u64,
     tail: Vec<u8>,
     sum_at: Moment,
+    nap: Duration,
 }
 
 /// How a stream goes on.
@@ -79,9 +85,12 @@ pub(crate) enum Flow {
 
 impl Stream {
     pub(crate) fn new(pipe: OwnedFd) -> Self {
-        let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(PIPE)); // a smaller one serves as well
+        // A smaller one, where that is not allowed, serves as well.
+        let size =
+            fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(PIPE)).or_else(|_| fcntl(&pipe, FcntlArg::F_GETPIPE_SZ));
         Self {
             pipe,
+            capacity: size.map_or(0, |size| size as usize),
             partial: Vec::new(),
             bucket: Bucket::new(BURST, PER_SECOND),
             flood: None,
@@ -112,10 +121,12 @@ impl Stream {
     /// Reads what is there. `buffer` is shared by all streams.
     pub(crate) fn drain(&mut self, buffer: &mut [u8], now: Moment, last: &mut LastLines) -> Flow {
         self.nap = None;
+        let mut found = 0;
         for _ in 0..READS {
             match guest::reactor::read_ready(&self.pipe, buffer) {
                 Ok(Some(0)) | Err(_) => return Flow::Ended,
                 Ok(Some(count)) => {
+                    found += count;
                     self.take(&buffer[..count], now, last);
                     if count < buffer.len() {
                         break;
@@ -124,10 +135,14 @@ impl Stream {
                 Ok(None) => return Flow::Open,
             }
         }
-        if self.flood.is_none() {
-            return Flow::Open;
+        let Some(flood) = &mut self.flood else { return Flow::Open };
+        let little = self.capacity / LITTLE;
+        if found < little {
+            flood.nap = (flood.nap * 2).min(LONGEST_NAP);
+        } else if found > 2 * little {
+            flood.nap = SHORTEST_NAP;
         }
-        self.nap = Some(now + NAP);
+        self.nap = Some(now + flood.nap);
         Flow::Napping
     }
 
@@ -214,7 +229,7 @@ impl Stream {
 impl Flood {
     /// One that begins with `line`.
     fn of(line: &[u8], sum_at: Moment) -> Self {
-        Self { lines: 1, tail: [line, b"\n"].concat(), sum_at }
+        Self { lines: 1, tail: [line, b"\n"].concat(), sum_at, nap: SHORTEST_NAP }
     }
 
     /// Counts lines and keeps the tail. Where a crash begins, gives back everything from there on.
@@ -346,8 +361,12 @@ mod tests {
         let flood: String = (0..2_000).map(|number| format!("line {number}\n")).collect();
         nix::unistd::write(&write, flood.as_bytes()).unwrap();
         assert_eq!(stream.drain(&mut buffer, now, &mut last), Flow::Napping);
-        assert_eq!(stream.deadline(), Some(now + NAP));
-        assert_eq!(stream.drain(&mut buffer, now + NAP, &mut last), Flow::Open, "nothing more came");
+        let after = now + SHORTEST_NAP * 2;
+        assert_eq!(stream.deadline(), Some(after));
+        nix::unistd::write(&write, b"and another\n").unwrap();
+        assert_eq!(stream.drain(&mut buffer, after, &mut last), Flow::Napping);
+        assert_eq!(stream.deadline(), Some(after + SHORTEST_NAP * 4), "it sleeps longer");
+        assert_eq!(stream.drain(&mut buffer, after, &mut last), Flow::Open, "nothing more came");
         assert_eq!(stream.deadline(), Some(now + FLOOD_SUM));
         stream.settle(now + FLOOD_SUM, &mut last);
         assert_eq!(stream.deadline(), None);
