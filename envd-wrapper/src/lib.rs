@@ -56,12 +56,12 @@ fn run(settings: Settings) -> ExitCode {
     shim::leave_envds_name();
     // Nothing is opened for the log before envd has started.
     guest::log::begin("wrapper");
-    // Our own PID 1 would take it for more to log.
+    // Our own PID 1 would take it for more to log, and has read the same configuration.
     if !report::is_our_inits_service() {
         guest::log::reopen();
         guest::log::mirror_on_stderr();
+        settings.tell_problems();
     }
-    settings.tell_problems();
     guest::log::set_debug(settings.config.log.debug);
     match supervisor::Supervisor::new(settings).and_then(supervisor::Supervisor::run) {
         Ok(()) => ExitCode::SUCCESS,

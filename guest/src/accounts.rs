@@ -1,6 +1,11 @@
 //! The users and groups of /etc/passwd and /etc/group, read without the C library's name services.
 
-use std::{fs, path::Path};
+use std::path::Path;
+
+use crate::files;
+
+/// Bytes of a file with more users than a sandbox has.
+const LARGEST: u64 = 4 << 20;
 
 /// A line of /etc/passwd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +34,10 @@ pub struct Accounts {
 impl Accounts {
     /// Reads both files below `root`; one that is missing has nobody in it, and a damaged line is nobody's.
     pub fn read(root: &Path) -> Self {
-        let read =
-            |name: &str| String::from_utf8_lossy(&fs::read(root.join(name)).unwrap_or_default()).into_owned();
+        let read = |name: &str| {
+            let bytes = files::read_bytes(&root.join(name), LARGEST).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
         Self::parse(&read("etc/passwd"), &read("etc/group"))
     }
 

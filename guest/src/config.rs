@@ -197,33 +197,41 @@ impl std::fmt::Display for Cidr {
     }
 }
 
-/// Reads the file at `path` and lays the command line's words over it. Never fails; each problem names its key.
+/// Reads the file at `path` and lays the command line's words over it. Never fails; each problem names its file or word.
 pub fn load(path: &Path, cmdline: &Cmdline) -> Read<Config> {
-    let mut problems = Vec::new();
-    let text = match files::read_text(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => {
-            problems.push(format!("cannot read {}: {error}", path.display()));
-            String::new()
-        }
+    let (text, unreadable) = match files::read_text(path) {
+        Ok(text) => (text, None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (String::new(), None),
+        Err(error) => (String::new(), Some(format!("{} is passed over: {error}", path.display()))),
     };
-    let mut read = parse(&text, cmdline);
-    read.problems = read.problems.iter().map(|problem| format!("{}: {problem}", path.display())).collect();
-    read.problems.splice(0..0, problems);
+    let (table, in_file) = table(&text);
+    let in_file = in_file.into_iter().map(|problem| format!("{}: {problem}", path.display()));
+    let mut read = with_overrides(table, cmdline);
+    read.problems.splice(0..0, unreadable.into_iter().chain(in_file));
     read
 }
 
 /// The same from text.
 pub fn parse(text: &str, cmdline: &Cmdline) -> Read<Config> {
+    let (table, problems) = table(text);
+    let mut read = with_overrides(table, cmdline);
+    read.problems.splice(0..0, problems);
+    read
+}
+
+/// What of a file's text is good.
+fn table(text: &str) -> (Table, Vec<String>) {
+    match text.parse::<Table>() {
+        Ok(table) => {
+            let good = lenient::good_part::<Config>(&table);
+            (good.value, good.problems)
+        }
+        Err(error) => (Table::new(), vec![format!("{} (the whole file is passed over)", error.message())]),
+    }
+}
+
+fn with_overrides(mut table: Table, cmdline: &Cmdline) -> Read<Config> {
     let mut problems = Vec::new();
-    let mut table = text.parse::<Table>().unwrap_or_else(|error| {
-        problems.push(format!("{} (the whole file is passed over)", error.message()));
-        Table::new()
-    });
-    let good = lenient::good_part::<Config>(&table);
-    table = good.value;
-    problems.extend(good.problems);
     for (key, value) in cmdline.overrides() {
         if let Err(reason) = lay_over(&mut table, key, value) {
             problems.push(format!("envd_init.{key} of the kernel's command line: {reason}"));

@@ -1,8 +1,8 @@
 //! Reading a configuration file that may be anything: PID 1 must neither wait for it nor swallow it whole.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read},
+    fs::OpenOptions,
+    io::{self, Read, Write},
     os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::Path,
 };
@@ -16,26 +16,37 @@ const NULL: u64 = 1 << 8 | 3;
 
 /// A text file's content. A pipe or a device in its place is an error, and so is a file that no person wrote.
 pub fn read_text(path: &Path) -> io::Result<String> {
-    // Non-blocking, or a pipe without a writer would hold up whoever opens it.
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    String::from_utf8(read_bytes(path, LARGEST)?).map_err(|_| io::Error::other("it is no UTF-8 text"))
+}
+
+/// The same, of at most `limit` bytes of any kind.
+pub fn read_bytes(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = without_waiting().read(true).open(path)?;
     let about = file.metadata()?;
     if about.file_type().is_char_device() && about.rdev() == NULL {
-        return Ok(String::new());
+        return Ok(Vec::new());
     }
     if !about.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
-    read_bounded(&file)
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::other(format!("it is larger than {} KiB", limit / 1024)));
+    }
+    Ok(bytes)
 }
 
-fn read_bounded(file: &File) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(io::Error::other(format!("it is larger than {} KiB", LARGEST / 1024)));
-    }
-    String::from_utf8(bytes).map_err(|_| io::Error::other("it is no UTF-8 text"))
+/// Writes a file, made where there is none, in place.
+pub fn write_text(path: &Path, text: &str) -> io::Result<()> {
+    without_waiting().write(true).create(true).truncate(true).open(path)?.write_all(text.as_bytes())
+}
+
+/// A pipe without another end would hold up whoever opens it.
+fn without_waiting() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits());
+    options
 }
 
 #[cfg(test)]
@@ -55,6 +66,7 @@ mod tests {
         for name in ["pipe", "folder", "binary", "huge", "device", "loop", "missing"] {
             assert!(read_text(&path(name)).is_err(), "{name}");
         }
+        assert!(write_text(&path("pipe"), "x").is_err());
     }
 
     #[test]

@@ -79,9 +79,22 @@ impl Image {
 
 #[derive(Debug, Clone)]
 enum Change {
-    File { path: String, content: Vec<u8>, mode: u32 },
-    Link { path: String, target: String },
-    Remove { path: String },
+    File {
+        path: String,
+        content: Vec<u8>,
+        mode: u32,
+    },
+    Link {
+        path: String,
+        target: String,
+    },
+    Remove {
+        path: String,
+    },
+    /// Commands of debugfs.
+    Debugfs {
+        script: String,
+    },
 }
 
 /// Describes an image; [`Bake::bake`] makes it, or finds it made.
@@ -168,6 +181,12 @@ impl Bake {
     #[must_use]
     pub fn remove(self, path: &str) -> Self {
         self.change(Change::Remove { path: path.to_owned() })
+    }
+
+    /// Any damage: commands of debugfs, one a line.
+    #[must_use]
+    pub fn debugfs(self, script: &str) -> Self {
+        self.change(Change::Debugfs { script: script.to_owned() })
     }
 
     fn change(mut self, change: Change) -> Self {
@@ -320,6 +339,7 @@ impl Change {
             Self::Link { path, target } => {
                 debugfs(image, &format!("{}symlink {path} {target}\n", missing_folders(image, path)?))
             }
+            Self::Debugfs { script } => debugfs(image, script),
             Self::File { path, content, mode } => {
                 let source = image.with_extension("content");
                 fs::write(&source, content)?;

@@ -91,8 +91,16 @@ impl Loaded {
         }
         match files::read_text(path) {
             Ok(text) => self.add_text(path, &name, &text),
-            Err(error) => self.problem(path, &error.to_string()),
+            Err(error) => {
+                let instead = self.instead_of(&name);
+                self.problem(path, &format!("{error}{instead}"));
+            }
         }
+    }
+
+    /// What runs in place of a file that is of no use.
+    fn instead_of(&self, name: &str) -> &'static str {
+        if self.services.contains_key(name) { "; the shipped one is used" } else { "" }
     }
 
     fn add_text(&mut self, path: &Path, name: &str, text: &str) {
@@ -106,7 +114,7 @@ impl Loaded {
             self.problem(path, problem);
         }
         if read.value.command.is_empty() {
-            let instead = if self.services.contains_key(name) { "; the shipped one is used" } else { "" };
+            let instead = self.instead_of(name);
             return self.problem(path, &format!("no command is given{instead}"));
         }
         self.services.insert(name.to_owned(), read.value);

@@ -42,6 +42,11 @@ impl Kernel {
         matches!(self, Self::BuiltIn(_))
     }
 
+    /// Whether it hears a keyboard: Firecracker's own configuration has no driver for one.
+    pub fn has_keyboard(&self) -> bool {
+        matches!(self, Self::Cloud)
+    }
+
     pub fn name(&self) -> &'static str {
         match self {
             Self::Cloud => "Debian's cloud kernel",

@@ -2,47 +2,69 @@
 
 use std::{fs, io, net::Ipv4Addr, os::unix::fs::symlink, path::Path};
 
-use nix::unistd::sethostname;
+use guest::files;
+use nix::{
+    mount::{MsFlags, mount},
+    unistd::sethostname,
+};
 
 /// A host name is at most this long (bytes).
 const MAX_HOSTNAME: usize = 64;
+/// Covers an /etc/machine-id that cannot be written; systemd's own place for it.
+const MACHINE_ID: &str = "/run/machine-id";
 /// The file that a missing /etc/resolv.conf is made to point at.
 const RESOLV: &str = "/run/envd-init/resolv.conf";
 
 /// From the configuration, else `/etc/hostname`, else `ip=`, else the platform's.
 pub(in crate::pid1) fn hostname(configured: Option<&str>, from_ip: Option<&str>) -> Vec<String> {
-    let file = fs::read_to_string("/etc/hostname").unwrap_or_default();
-    let name = choose_hostname(configured, &file, from_ip);
+    let (file, mut warnings) = match files::read_text(Path::new("/etc/hostname")) {
+        Ok(text) => (text, Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (String::new(), Vec::new()),
+        Err(error) => (String::new(), vec![format!("/etc/hostname is passed over: {error}")]),
+    };
+    let (name, refused) = choose_hostname(configured, &file, from_ip);
+    warnings.extend(refused);
     let outcome = sethostname(&name);
-    outcome
-        .err()
-        .map(|error| format!("cannot set the host name {name}: {}", error.desc()))
-        .into_iter()
-        .collect()
+    warnings.extend(outcome.err().map(|error| format!("cannot set the host name {name}: {}", error.desc())));
+    warnings
 }
 
-fn choose_hostname(configured: Option<&str>, file: &str, from_ip: Option<&str>) -> String {
+/// The name, and what was passed over on the way to it.
+fn choose_hostname(configured: Option<&str>, file: &str, from_ip: Option<&str>) -> (String, Vec<String>) {
     let in_file = file.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
-    let good = |name: &&str| {
+    let good = |name: &str| {
         (1..=MAX_HOSTNAME).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
     };
-    [configured, in_file, from_ip].into_iter().flatten().find(good).unwrap_or("e2b.local").to_owned()
+    let mut refused = Vec::new();
+    for (name, place) in [(configured, "boot.hostname"), (in_file, "/etc/hostname"), (from_ip, "ip=")] {
+        match name {
+            Some(name) if good(name) => return (name.to_owned(), refused),
+            Some(_) => refused.push(format!("{place} is passed over: it holds no host name")),
+            None => {}
+        }
+    }
+    ("e2b.local".to_owned(), refused)
 }
 
-/// The one thing that is ever written to the root file system, and once: provisioning has deleted it.
+/// The one thing that is ever written to the root file system, and once: provisioning has deleted it. Where that cannot be
+/// written, a file that is there gets one for this boot.
 pub(in crate::pid1) fn machine_id(root: &Path) -> Vec<String> {
     let path = root.join("etc/machine-id");
-    let present = fs::read_to_string(&path).is_ok_and(|text| is_machine_id(text.trim()));
-    if present {
+    if files::read_text(&path).is_ok_and(|text| is_machine_id(text.trim())) {
         return Vec::new();
     }
-    let write = || -> io::Result<()> {
-        // The kernel's own generator: it differs for each boot, and asking never waits.
-        let id = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().replace('-', "");
-        fs::write(&path, format!("{id}\n"))
-    };
-    write().err().map(|error| format!("cannot write {}: {error}", path.display())).into_iter().collect()
+    // The kernel's own generator: it differs for each boot, and asking never waits.
+    let id = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default().replace('-', "");
+    let outcome = files::write_text(&path, &id).or_else(|why| cover(&path, &id).map_err(|_| why));
+    outcome.err().map(|error| format!("cannot write {}: {error}", path.display())).into_iter().collect()
+}
+
+/// Mounts a file of /run over one that cannot be written.
+fn cover(path: &Path, text: &str) -> io::Result<()> {
+    files::write_text(Path::new(MACHINE_ID), text)?;
+    mount(Some(MACHINE_ID), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    Ok(())
 }
 
 fn is_machine_id(text: &str) -> bool {
@@ -51,7 +73,7 @@ fn is_machine_id(text: &str) -> bool {
 
 /// envd forwards ports to `localhost`: without the name its forwarding is broken.
 pub(in crate::pid1) fn hosts(root: &Path) -> Vec<String> {
-    let text = fs::read_to_string(root.join("etc/hosts")).unwrap_or_default();
+    let text = files::read_text(&root.join("etc/hosts")).unwrap_or_default();
     if knows_localhost(&text) {
         return Vec::new();
     }
@@ -74,7 +96,7 @@ fn knows_localhost(text: &str) -> bool {
 pub(in crate::pid1) fn resolver(root: &Path, servers: &[Ipv4Addr]) -> Vec<String> {
     let path = root.join("etc/resolv.conf");
     let has_one =
-        fs::read_to_string(&path).is_ok_and(|text| text.lines().any(|line| line.starts_with("nameserver")));
+        files::read_text(&path).is_ok_and(|text| text.lines().any(|line| line.starts_with("nameserver")));
     if servers.is_empty() || has_one {
         return Vec::new();
     }
@@ -127,11 +149,13 @@ mod tests {
 
     #[test]
     fn the_first_usable_hostname_counts() {
-        assert_eq!(choose_hostname(None, "# c\n\n e2b.local \n", Some("instance")), "e2b.local");
-        assert_eq!(choose_hostname(None, "", Some("instance")), "instance");
-        assert_eq!(choose_hostname(Some("mine"), "x", None), "mine");
-        assert_eq!(choose_hostname(Some("a b"), "\u{1}\u{2}", None), "e2b.local");
-        assert_eq!(choose_hostname(None, &"x".repeat(65), None), "e2b.local");
+        let chosen = |configured, file: &str, from_ip| choose_hostname(configured, file, from_ip).0;
+        assert_eq!(chosen(None, "# c\n\n e2b.local \n", Some("instance")), "e2b.local");
+        assert_eq!(chosen(None, "", Some("instance")), "instance");
+        assert_eq!(chosen(Some("mine"), "x", None), "mine");
+        assert_eq!(chosen(None, &"x".repeat(65), None), "e2b.local");
+        let (name, refused) = choose_hostname(Some("a b"), "\u{1}\u{2}", None);
+        assert_eq!((name.as_str(), refused.len()), ("e2b.local", 2));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use guest::config::Boot;
+use guest::{config::Boot, files};
 use tracing::debug;
 
 /// Of files of one name the later folder's counts.
@@ -14,8 +14,10 @@ const FOLDERS: [&str; 3] = ["usr/lib/sysctl.d", "run/sysctl.d", "etc/sysctl.d"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Setting {
+    /// As it was written.
+    name: String,
     /// With slashes, below /proc/sys; may hold `*`.
-    key: String,
+    path: String,
     value: String,
     /// Written with a `-` before it: failures are nobody's business.
     optional: bool,
@@ -30,15 +32,17 @@ pub(in crate::pid1) fn apply(root: &Path, config: &Boot) -> Vec<String> {
 fn apply_all(root: &Path, files: Vec<PathBuf>, own: &BTreeMap<String, String>) -> Vec<String> {
     let mut warnings = Vec::new();
     for file in files {
-        for setting in parse(
-            &fs::read(&file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default(),
-        ) {
-            warnings.extend(set(root, &setting).map(|why| format!("{}: {why}", file.display())));
-        }
+        let settings = match files::read_text(&file) {
+            Ok(text) => parse(&text),
+            Err(error) => vec![Err(format!("it is passed over: {error}"))],
+        };
+        let wrong = settings
+            .into_iter()
+            .filter_map(|setting| setting.map_or_else(Some, |setting| set(root, &setting)));
+        warnings.extend(wrong.map(|why| format!("{}: {why}", file.display())));
     }
     for (key, value) in own {
-        let setting = Setting { key: path_of(key), value: value.clone(), optional: false };
-        warnings.extend(set(root, &setting).map(|why| format!("boot.settings: {why}")));
+        warnings.extend(set(root, &Setting::new(key, value)).map(|why| format!("boot.settings: {why}")));
     }
     warnings
 }
@@ -62,24 +66,34 @@ fn files(root: &Path) -> Vec<PathBuf> {
             }
         }
     }
-    let regular = |path: &PathBuf| fs::metadata(path).is_ok_and(|about| about.is_file());
-    by_name.into_values().chain([root.join("etc/sysctl.conf")]).filter(regular).collect()
+    let main = root.join("etc/sysctl.conf");
+    by_name.into_values().chain([main].into_iter().filter(|path| path.symlink_metadata().is_ok())).collect()
 }
 
-fn parse(text: &str) -> Vec<Setting> {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(['#', ';']));
+/// Each line's setting, or why it is none. A name alone with a `-` before it takes that name out of the `*` of other lines
+/// under systemd; here it means nothing.
+fn parse(text: &str) -> Vec<Result<Setting, String>> {
+    let lines = text.lines().enumerate().map(|(number, line)| (number + 1, line.trim()));
+    let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with(['#', ';']));
     lines
-        .filter_map(|line| {
-            let (key, value) = line.split_once('=')?;
-            let key = key.trim();
-            let optional = key.starts_with('-');
-            Some(Setting {
-                key: path_of(key.trim_start_matches('-')),
-                value: value.trim().to_owned(),
-                optional,
-            })
+        .filter_map(|(number, line)| match line.split_once('=') {
+            Some((key, value)) => Some(Ok(Setting::new(key.trim(), value.trim()))),
+            None if line.starts_with('-') => None,
+            None => Some(Err(format!("line {number} is no setting: it has no '='"))),
         })
         .collect()
+}
+
+impl Setting {
+    fn new(key: &str, value: &str) -> Self {
+        let name = key.trim_start_matches('-');
+        Self {
+            name: name.to_owned(),
+            path: path_of(name),
+            value: value.to_owned(),
+            optional: key.starts_with('-'),
+        }
+    }
 }
 
 /// `net.ipv4.ip_forward` and `net/ipv4/conf/eth0.1/x`: the first separator says which is which.
@@ -98,15 +112,15 @@ fn path_of(key: &str) -> String {
 }
 
 fn set(root: &Path, setting: &Setting) -> Option<String> {
-    let good = !setting.key.split('/').any(|part| part.is_empty() || part == "..");
+    let good = !setting.path.split('/').any(|part| part.is_empty() || part == "..");
     let base = root.join("proc/sys");
-    let targets = if good { expand(&base, &setting.key) } else { Vec::new() };
+    let targets = if good { expand(&base, &setting.path) } else { Vec::new() };
     let wrong = if good {
         targets.iter().find_map(|target| write(target, &setting.value))
     } else {
-        Some("is no name of a setting".to_owned())
+        Some("this is no name of a setting".to_owned())
     };
-    let wrong = wrong.map(|why| format!("cannot set {} to {}: {why}", setting.key, setting.value))?;
+    let wrong = wrong.map(|why| format!("cannot set {} to {}: {why}", setting.name, setting.value))?;
     if setting.optional {
         debug!("{wrong}");
         return None;
@@ -188,11 +202,13 @@ mod tests {
             ("proc/sys/net/conf/lo/x", ""),
             (
                 "etc/sysctl.conf",
-                "net.conf.*.x = 2\n-no.such = 1\nno.such = 1\nnet/conf/lo/x=5\ngarbage\n../../etc/x = 1\n",
+                "net.conf.*.x = 2\n-no.such = 1\nno.such = 1\nnet/conf/lo/x=5\ngarbage\n../../etc/x = 1\n-net.conf.lo.x\n",
             ),
         ]);
         let warnings = apply_all(root.path(), files(root.path()), &BTreeMap::new());
-        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].ends_with("line 5 is no setting: it has no '='"), "{warnings:?}");
+        assert!(warnings[1].contains("cannot set ../../etc/x to 1: this is no name"), "{warnings:?}");
         let value =
             |name: &str| fs::read_to_string(root.path().join("proc/sys/net/conf").join(name)).unwrap();
         assert_eq!((value("eth0/x").as_str(), value("lo/x").as_str()), ("2", "5"));
