@@ -330,6 +330,7 @@ impl Change {
             }
             Self::Link { path, target } => format!("link {path} {target}\n"),
             Self::Remove { path } => format!("remove {path}\n"),
+            Self::Debugfs { script } => format!("debugfs {script}\n"),
         }
     }
 
