@@ -19,6 +19,9 @@ use crate::{
     },
 };
 
+/// What lies there when a machine runs is not in its image.
+const VOLATILE: [&str; 5] = ["/dev/", "/proc/", "/run/", "/sys/", "/tmp/"];
+
 /// Names that are taken by services of ours.
 const RESERVED: [&str; 7] = ["envd", "relay", "seed-certs", "chrony-source", "tmp", "tmpfiles", "init"];
 
@@ -180,7 +183,10 @@ fn service(
             definitions.push(conversion.made);
             Ok(Verdict::Convertible { service, dropped: conversion.dropped })
         }
-        Err(Stop::Lost(why)) => Ok(Verdict::Lost { why }),
+        Err(Stop::Lost(why)) => Ok(match conversion.unmet()? {
+            Some(how) => Verdict::Covered { how },
+            None => Verdict::Lost { why },
+        }),
         Err(Stop::Covered(how)) => Ok(Verdict::Covered { how }),
     }
 }
@@ -370,6 +376,19 @@ impl<F: Files> Conversion<'_, F> {
             self.made.only_if.push(path.to_owned());
         }
         Ok(Ok(()))
+    }
+
+    /// A condition that does not hold in this image. Nothing is lost in a unit that would not start under systemd either.
+    fn unmet(&self) -> Result<Option<String>, Error> {
+        for line in &self.section.lines {
+            let asks = line.key.starts_with("Condition") && line.key.ends_with("PathExists");
+            let path = line.value.as_str();
+            let volatile = VOLATILE.iter().any(|folder| path.starts_with(folder));
+            if asks && path.starts_with('/') && !volatile && !self.files.exists(path)? {
+                return Ok(Some(format!("{}={path}: it would not start either", line.key)));
+            }
+        }
+        Ok(None)
     }
 
     /// A service that is handed its sockets cannot open them itself.

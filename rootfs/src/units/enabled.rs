@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::section::Section;
+use super::{known, section::Section};
 use crate::{
     ext4::Error,
     keep::{
@@ -137,7 +137,8 @@ fn generators(files: &impl Files) -> Result<Vec<(String, String, String)>, Error
     let mut found = BTreeMap::new();
     for folder in GENERATORS {
         for name in files.names(folder)? {
-            if !name.starts_with("systemd-") && name != "postgresql-generator" {
+            let is_known = name.starts_with("systemd-") || name == "postgresql-generator";
+            if !is_known && !known::is_harmless_generator(files, &name)? {
                 let why = "what a generator would write is known only when systemd runs it".to_owned();
                 found.insert(name.clone(), (name, folder.to_owned(), why));
             }

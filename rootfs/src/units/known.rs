@@ -53,6 +53,16 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 const NOTHING: &str = "means nothing without systemd";
+const UPKEEP: &str = "upkeep of packages; bake a new image instead";
+
+/// Generators that write nothing a sandbox needs, unless a file is there.
+const HARMLESS_GENERATORS: &[(&str, &str)] =
+    &[("rpc-pipefs-generator", "/etc/nfs.conf.local"), ("nfs-server-generator", "/etc/exports")];
+
+pub(super) fn is_harmless_generator(files: &impl Files, name: &str) -> Result<bool, Error> {
+    let known = HARMLESS_GENERATORS.iter().find(|(generator, _)| *generator == name);
+    known.map_or(Ok(false), |(_, file)| Ok(!files.exists(file)?))
+}
 
 const COVERED: &[(&str, &str)] = &[
     ("envd.service", "envd runs under envd-wrapper"),
@@ -109,6 +119,14 @@ const COVERED: &[(&str, &str)] = &[
     ("e2scrub_*", "sandboxes have no LVM"),
     ("fstrim.timer", "the platform mounts the root with discard"),
     ("systemd-tmpfiles-clean.timer", "old files are not cleaned away; sandboxes are too young for it"),
+    ("apt-daily*", UPKEEP),
+    ("dpkg-db-backup.*", UPKEEP),
+    ("man-db.*", UPKEEP),
+    ("motd-news.*", UPKEEP),
+    ("e2b-chrony-source.service", "PID 1 runs it before chronyd"),
+    ("auth-rpcgss-module.service", "the platform's kernel has no modules"),
+    ("rpc-statd-notify.service", "no lock of an NFS volume outlives a sandbox"),
+    ("var-lib-nfs-rpc_pipefs.mount", "only Kerberos and pNFS need it"),
     ("lvm2-*", "sandboxes have no LVM"),
     ("dm-event.*", "sandboxes have no LVM"),
     ("first-boot-complete.target", NOTHING),

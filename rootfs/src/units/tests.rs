@@ -220,3 +220,22 @@ fn an_image_without_an_init_loses_nothing() {
         survey(&FakeFiles::default().file("/etc/rc3.d/S01sudo", "").file("/etc/init.d/sudo", "")).unwrap();
     assert!(survey.reports.is_empty() && !survey.services.is_empty());
 }
+
+/// What the platform's provisioning installs (chrony, openssh-server, nfs-common) must not stop a bake.
+#[test]
+fn what_the_platforms_own_packages_enable_is_not_lost() {
+    let gssd =
+        "[Unit]\nConditionPathExists=/etc/krb5.keytab\n[Service]\nType=forking\nExecStart=/usr/bin/web\n";
+    let mut files = with(image(), "rpc-gssd.service", gssd);
+    for name in ["apt-daily.timer", "dpkg-db-backup.timer", "var-lib-nfs-rpc_pipefs.mount"] {
+        files = with(files, name, "[Unit]\n");
+    }
+    for name in ["rpc-statd-notify.service", "auth-rpcgss-module.service", "e2b-chrony-source.service"] {
+        files = with(files, name, "[Service]\nType=forking\nExecStart=/usr/bin/web\n");
+    }
+    files = files.file("/lib/systemd/system-generators/rpc-pipefs-generator", "");
+    let survey = survey(&files).unwrap();
+    assert_eq!(survey.lost().map(|report| report.unit.as_str()).collect::<Vec<_>>(), [""; 0]);
+    let with_key = super::survey(&files.file("/etc/krb5.keytab", "")).unwrap();
+    assert_eq!(with_key.lost().map(|report| report.unit.as_str()).collect::<Vec<_>>(), ["rpc-gssd.service"]);
+}
