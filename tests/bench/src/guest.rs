@@ -1,16 +1,22 @@
 //! What processes in a guest cost, asked over TCP so that the relay under measurement is left alone.
 
 use ::tests::{Via, Vm};
+
+use crate::scene;
 use anyhow::{Context, Result, bail};
 
-/// Pid, parent, name and memory of every process that has any, and the size of `/run` without what is envd's.
-const MEMORY: &str = r#"for p in /proc/[0-9]*; do
-    ppid=$(awk '/^PPid:/{print $2}' "$p/status" 2>/dev/null)
-    awk -v id="${p#/proc/} $ppid $(cat "$p/comm" 2>/dev/null)" \
+/// Pid, parent, name and memory of every process that has any, and the size of `/run` without what is envd's. Run by a static
+/// shell in the shell's place: a dynamic one would share its libraries with the daemons that are measured, and make them look smaller.
+const CENSUS: &str = r#"for p in /proc/[0-9]*; do
+    ppid=$($bb awk '/^PPid:/{print $2}' "$p/status" 2>/dev/null)
+    $bb awk -v id="${p#/proc/} $ppid $($bb cat "$p/comm" 2>/dev/null)" \
         '/^Pss:/{pss=$2} /^Private_Dirty:/{dirty=$2} END{if (pss) print "process", pss, dirty, id}' "$p/smaps_rollup" 2>/dev/null
 done
-echo "run $(du -sk --exclude=e2b /run | cut -f1)"
+run=$($bb du -sk /run | $bb cut -f1) own=$($bb du -sk /run/e2b 2>/dev/null | $bb cut -f1)
+echo "run $((run - ${own:-0}))"
 "#;
+/// Parent of the kernel's own processes and of the helpers that it starts.
+const KTHREADD: u32 = 2;
 
 /// A process, with its memory in KiB.
 #[derive(Debug, Clone)]
@@ -31,8 +37,11 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
+    /// Of a guest whose image has [`BUSYBOX`](scene::BUSYBOX).
     pub(crate) fn of(vm: &Vm) -> Result<Self> {
-        let text = vm.sh(Via::Tcp, MEMORY)?;
+        let census = CENSUS.replace('\'', "'\\''");
+        let busybox = scene::BUSYBOX;
+        let text = vm.sh(Via::Tcp, &format!("bb={busybox} exec {busybox} sh -c '{census}'"))?;
         Self::parse(&text).with_context(|| format!("the guest said:\n{text}"))
     }
 
@@ -59,22 +68,28 @@ impl Memory {
         self.processes.iter().filter(|process| names.contains(&process.name.as_str())).collect()
     }
 
-    /// All but envd and what runs under it.
-    pub(crate) fn without_envd(&self) -> Vec<&Process> {
-        self.processes.iter().filter(|process| !self.is_envds(process)).collect()
+    /// All but envd and what runs under it, and helpers of the kernel's (it starts one for iptables, which envd calls).
+    pub(crate) fn of_the_init(&self) -> Vec<&Process> {
+        self.processes.iter().filter(|process| !self.is_others(process)).collect()
     }
 
-    fn is_envds(&self, process: &Process) -> bool {
+    fn is_others(&self, process: &Process) -> bool {
         let by_pid = |pid: u32| self.processes.iter().find(|other| other.pid == pid);
         let mut next = Some(process);
         while let Some(ancestor) = next {
-            if ancestor.name.starts_with("envd") && ancestor.name != "envd-wrapper" {
+            if ancestor.parent == KTHREADD || ancestor.name == "envd" {
                 return true;
             }
             next = by_pid(ancestor.parent).filter(|parent| parent.pid != ancestor.pid);
         }
         false
     }
+}
+
+/// The one process of that name.
+pub(crate) fn pid_of(vm: &Vm, name: &str) -> Result<u32> {
+    let printed = vm.sh(Via::Tcp, &format!("pidof {name}"))?;
+    printed.trim().parse().with_context(|| format!("pidof {name} printed {printed:?}"))
 }
 
 /// How often a process was put on a processor, and when that was read.
@@ -106,11 +121,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_runs_under_envd_is_not_counted_and_its_supervisor_is() {
+    fn what_runs_under_envd_or_the_kernel_is_not_counted_and_envds_supervisor_is() {
         let text = "process 200 100 1 0 init\nprocess 50 40 7 1 envd-wrapper\nprocess 9000 8000 8 7 envd\n\
-                    process 300 200 9 8 bash\nprocess 70 60 10 9 awk\nprocess 60 50 11 1 vsock-relay\nrun 24";
+                    process 300 200 9 8 bash\nprocess 70 60 10 9 awk\nprocess 60 50 11 1 vsock-relay\nprocess 690 690 12 2 bpfilter_umh\nrun 24";
         let memory = Memory::parse(text).unwrap();
-        let names: Vec<_> = memory.without_envd().iter().map(|process| process.name.as_str()).collect();
+        let names: Vec<_> = memory.of_the_init().iter().map(|process| process.name.as_str()).collect();
         assert_eq!(names, ["init", "envd-wrapper", "vsock-relay"]);
         assert!((memory.run - 24.0).abs() < f64::EPSILON);
     }

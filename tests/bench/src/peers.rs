@@ -1,11 +1,14 @@
 //! The programs that we are measured against: the C floors of `tests/peers`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use tests::paths;
+
+use crate::load::Door;
+use crate::process::Process;
 
 /// Compiles `tests/peers/NAME.c`, static and optimised, and gives its path.
 pub(crate) fn compile(name: &str) -> Result<PathBuf> {
@@ -24,4 +27,13 @@ pub(crate) fn compile(name: &str) -> Result<PathBuf> {
 pub(crate) fn compiled(name: &str) -> Result<Vec<u8>> {
     let program = compile(name)?;
     fs::read(&program).with_context(|| format!("reading {}", program.display()))
+}
+
+/// `bench_server` on a unix socket, once it answers.
+pub(crate) fn server_on(socket: &Path) -> Result<Process> {
+    let mut command = Command::new(compile("bench_server")?);
+    command.arg(format!("unix:{}", socket.display()));
+    let process = Process::start(&command)?;
+    Door::Unix(socket.to_owned()).wait()?;
+    Ok(process)
 }

@@ -89,6 +89,12 @@ impl Subject {
         }
     }
 
+    /// The first one's samples as a row beside each other one.
+    pub(crate) fn beside(&self, names: &[&str], samples: &[Vec<f64>], goals: &[Option<f64>]) -> Vec<Row> {
+        let peers = names.iter().zip(samples).skip(1).zip(goals);
+        peers.map(|((name, theirs), goal)| self.against(&samples[0], name, theirs, *goal)).collect()
+    }
+
     /// A row that stands alone; `goal` bounds its value.
     pub(crate) fn alone(&self, ours: &[f64], goal: Option<f64>) -> Row {
         let row = self.bare(ours);

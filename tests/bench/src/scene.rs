@@ -13,6 +13,8 @@ use crate::stamps::Stamps;
 
 /// Where the images have what only benchmarks need.
 const FOLDER: &str = "/usr/lib/bench";
+/// A static shell with all that goes with it.
+pub(crate) const BUSYBOX: &str = "/usr/lib/bench/busybox/busybox";
 const OUR_INIT: &str = "/usr/lib/envd-init/init";
 /// MiB of memory in each guest: systemd's is the one that needs most.
 const MEMORY: u32 = 768;
@@ -105,7 +107,7 @@ fn stamped(image: Bake) -> Result<Bake> {
         .script("/usr/bin/envd.real", envd()?)
         .script("/usr/bin/envd", as_large_as_envd(stamp))
         .script(&format!("{FOLDER}/c_floor"), peers::compiled("c_floor")?);
-    busybox(image)
+    busybox_init(image)
 }
 
 /// The wrapper reads a small program to see whether it is itself, and no real envd is small.
@@ -114,10 +116,15 @@ fn as_large_as_envd(mut program: Vec<u8>) -> Vec<u8> {
     program
 }
 
-/// One program, its applets as links to it.
-fn busybox(image: Bake) -> Result<Bake> {
+/// Just the program, for a shell that shares nothing with what is measured.
+pub(crate) fn with_busybox(image: Bake) -> Result<Bake> {
     let program = fs::read("/bin/busybox").context("reading /bin/busybox (package busybox-static)")?;
-    let mut image = image.script(&format!("{FOLDER}/busybox/busybox"), program);
+    Ok(image.script(BUSYBOX, program))
+}
+
+/// As an init: one program, its applets as links to it.
+fn busybox_init(image: Bake) -> Result<Bake> {
+    let mut image = with_busybox(image)?;
     for applet in ["init", "mount", "mkdir", "ip", "hostname", "renice", "ionice"] {
         image = image.link(&format!("{FOLDER}/busybox/{applet}"), "busybox");
     }

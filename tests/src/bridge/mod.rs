@@ -4,13 +4,18 @@
 pub mod fake;
 pub mod guest;
 
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use self::fake::{Behaviour, Bridge, Envd, Vmm, get};
 use crate::net::NetNs;
 use crate::wait;
+
+/// Between two clients.
+const ARRIVAL: Duration = Duration::from_millis(10);
 
 /// A namespace with envd's address in it, an envd there, another one behind a VMM's socket, and a bridge that prefers the first.
 pub struct Bed {
@@ -84,6 +89,26 @@ impl Bed {
     fn drop_packets(&self, how: &str) -> Result<()> {
         let rule = ["INPUT", "-p", "tcp", "--dport", "49983", "-j", "DROP"];
         self.ns.run("iptables", &[&[how], &rule[..]].concat()).map(drop)
+    }
+
+    /// Clients arrive every few milliseconds: how long until one of them is answered over the route `tag`. Those before it may be
+    /// stuck on the route that broke.
+    pub fn new_client_served_by(&self, tag: &str) -> Result<Duration> {
+        let (begun, (served, first)) = (Instant::now(), mpsc::channel());
+        thread::scope(|scope| {
+            loop {
+                let (served, address) = (served.clone(), self.bridge.address());
+                scope.spawn(move || {
+                    if get(&address, "/tag").is_ok_and(|answer| answer == tag) {
+                        let _ = served.send(begun.elapsed()); // nobody waits for the second one
+                    }
+                });
+                if let Ok(elapsed) = first.recv_timeout(ARRIVAL) {
+                    return Ok(elapsed);
+                }
+                ensure!(begun.elapsed() < wait::BOUND, "no client was served by {tag}");
+            }
+        })
     }
 
     /// Asks until the route `tag` answers, over new connections, and gives how long that took: a request that was on its way

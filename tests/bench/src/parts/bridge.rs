@@ -2,8 +2,9 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tests::bridge::{Bed as FailoverBed, Fault};
 use tests::paths;
 
@@ -93,30 +94,37 @@ fn free_address() -> Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")?.local_addr().context("a free port of loopback")
 }
 
-/// From the moment a route breaks until a new client is answered over the other one.
+/// From the moment a route breaks: until a new client is answered over the other one, and, for the record, until a client whose
+/// request was caught on its way has been closed, has come again and is answered.
 fn failover(plan: &Plan) -> Result<Vec<Row>> {
     let (mut rows, mut all) = (Vec::new(), Vec::new());
     for fault in Fault::ALL {
         plan.say(&format!("bridge: failover, the route is {}", fault.name()));
-        let samples = failover_times(fault)?;
-        all.extend(&samples);
-        let name = format!("bridge.failover_seconds_{}", fault.name());
-        rows.push(Subject::lower(name, "s").alone(&samples, Some(1.0)));
+        let (new, caught): (Vec<_>, Vec<_>) = failover_times(fault)?.into_iter().unzip();
+        let row = |name: &str, samples: &[f64], goal| {
+            Subject::lower(format!("bridge.{name}_seconds_{}", fault.name()), "s").alone(samples, goal)
+        };
+        rows.extend([row("failover", &new, Some(1.0)), row("caught_client", &caught, None)]);
+        all.extend(new);
     }
     rows.insert(0, Subject::lower("bridge.failover_seconds", "s").alone(&all, Some(1.0)));
     Ok(rows)
 }
 
-fn failover_times(fault: Fault) -> Result<Vec<f64>> {
+fn failover_times(fault: Fault) -> Result<Vec<(f64, f64)>> {
     let bed = FailoverBed::new(&format!("bench-{}", fault.name()))?;
     bed.served_by("tcp")?;
     (0..ROUNDS)
         .map(|_| {
             bed.break_by(fault)?;
-            let elapsed = bed.served_by("vsock")?.as_secs_f64();
+            let (new, caught) = thread::scope(|scope| {
+                let caught = scope.spawn(|| bed.served_by("vsock"));
+                (bed.new_client_served_by("vsock"), caught.join())
+            });
+            let caught = caught.map_err(|_| anyhow!("the caught client's thread panicked"))?;
             bed.heal(fault)?;
             bed.served_by("tcp")?;
-            Ok(elapsed)
+            Ok((new?.as_secs_f64(), caught?.as_secs_f64()))
         })
         .collect()
 }

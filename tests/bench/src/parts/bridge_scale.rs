@@ -88,10 +88,7 @@ impl Bed {
     fn new(count: usize) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let server = folder.path().join("server");
-        let mut command = Command::new(peers::compile("bench_server")?);
-        command.arg(format!("unix:{}", server.display()));
-        let process = Process::start(&command)?;
-        Door::Unix(server.clone()).wait()?;
+        let process = peers::server_on(&server)?;
         let bed = Self { folder, count, _server: process };
         bed.write_entries(&server)?;
         Ok(bed)

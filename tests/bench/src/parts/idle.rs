@@ -3,10 +3,10 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use tests::{Image, Via, Vm};
 
-use crate::guest::{Memory, Wakeups};
+use crate::guest::{Wakeups, pid_of};
 use crate::plan::Plan;
 use crate::row::{Findings, Subject};
 use crate::scene;
@@ -53,15 +53,7 @@ fn rest(image: &Image) -> Result<Rest> {
     let vm = scene::boot_plain(image)?;
     vm.wait_healthy(Via::Tcp)?;
     thread::sleep(SETTLE);
-    let memory = Memory::of(&vm)?;
-    let pid = |name: &str| {
-        memory
-            .named(&[name])
-            .first()
-            .map(|process| process.pid)
-            .with_context(|| format!("no {name} in the guest"))
-    };
-    let pids = [pid("init")?, pid("vsock-relay")?, pid("envd-wrapper")?];
+    let pids = [1, pid_of(&vm, "vsock-relay")?, pid_of(&vm, "envd-wrapper")?];
     let before = look(&vm, pids)?;
     thread::sleep(WINDOW);
     let after = look(&vm, pids)?;

@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use tests::net::run;
-use tests::{Envd, image, paths};
+use tests::{Envd, Image, image, paths};
 
 use crate::plan::Plan;
 use crate::row::{Curve, Findings, Growth, Row, Subject};
@@ -69,10 +69,9 @@ impl Bench {
     /// A GiB of image with Debian in it.
     fn inject_debian(&self, plan: &Plan, tar: &Path) -> Result<Vec<Row>> {
         plan.say("images: inject into 1 GiB with Debian in it");
-        let base = self.at("debian.ext4");
-        rootfs(&["build", &text(tar), "--size", "1024", "--out", &text(&base)])?;
-        let samples = self.times(&injection(&base)?, ROUNDS)?;
-        fs::remove_file(base)?;
+        let envd = fs::read(envd()?).context("reading envd")?;
+        let base = Image::untouched(tar).size_mb(1024).script("/usr/bin/envd", envd).bake()?;
+        let samples = self.times(&injection(base.path()), ROUNDS)?;
         Ok(vec![Subject::lower("images.inject_1g", "s").against(&samples[0], PEER, &samples[1], Some(1.5))])
     }
 
@@ -111,7 +110,7 @@ impl Bench {
         for (mib, name) in SIZES {
             plan.say(&format!("images: inject into {mib} MiB"));
             let base = self.noise(mib)?;
-            let samples = self.times(&injection(&base)?, GROWTH_ROUNDS)?;
+            let samples = self.times(&injection(&base), GROWTH_ROUNDS)?;
             fs::remove_file(base)?;
             found.rows.push(Subject::lower(format!("images.inject_{name}"), "s").against(
                 &samples[0],
@@ -140,6 +139,7 @@ impl Bench {
             fs::create_dir_all(tree.join(folder))?;
         }
         fs::copy("/bin/busybox", tree.join("bin/bash")).context("copying /bin/busybox")?;
+        fs::copy(envd()?, tree.join("usr/bin/envd")).context("copying envd")?;
         fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/bash\n")?;
         let mut state = 0x9E37_79B9_7F4A_7C15;
         for number in 0..(mib << 20) * FULL / 100 / FILE as u64 {
@@ -165,18 +165,19 @@ fn noise(state: &mut u64) -> Vec<u8> {
     words.take(FILE / 8).flatten().collect()
 }
 
-/// Ours, and what cannot be left out: a copy, a check before and one after, a flush.
-fn injection(base: &Path) -> Result<[Work<'_>; 2]> {
-    let envd = text(&Envd::preferred().path()?.context("no envd at all")?);
+fn envd() -> Result<PathBuf> {
+    Envd::preferred().path()?.context("no envd at all")
+}
+
+/// Ours, which keeps the image's own envd, and what cannot be left out: a copy, a check before and one after, a flush.
+fn injection(base: &Path) -> [Work<'_>; 2] {
     let guest = text(&paths::guest_dir());
     let base = text(base);
     let copied = base.clone();
-    Ok([
+    [
         (
             "rootfs bake",
-            Box::new(move |out| {
-                rootfs(&["bake", "--guest", &guest, "--envd", &envd, "--base", &base, "--out", &text(out)])
-            }),
+            Box::new(move |out| rootfs(&["bake", "--guest", &guest, "--base", &base, "--out", &text(out)])),
         ),
         (
             PEER,
@@ -188,7 +189,7 @@ fn injection(base: &Path) -> Result<[Work<'_>; 2]> {
                 run("sync", &[&out]).map(drop)
             }),
         ),
-    ])
+    ]
 }
 
 fn rootfs(arguments: &[&str]) -> Result<()> {

@@ -11,7 +11,7 @@ use tests::keep::BOOT;
 use tests::{Image, Via, Vm, paths, wait};
 
 use super::relay_native::{Bed, Relay};
-use crate::guest::Memory;
+use crate::guest::{Memory, Process};
 use crate::plan::Plan;
 use crate::row::{Curve, Findings, Growth, Row, Subject};
 use crate::scene;
@@ -39,7 +39,10 @@ enum Kind {
 }
 
 fn guests(plan: &Plan) -> Result<Vec<Row>> {
-    let subjects = [(Kind::Ours, scene::native().bake()?), (Kind::Systemd, scene::systemd()?.bake()?)];
+    let subjects = [
+        (Kind::Ours, scene::with_busybox(scene::native())?.bake()?),
+        (Kind::Systemd, scene::with_busybox(scene::systemd()?)?.bake()?),
+    ];
     let samples = turns::take(&subjects, ROUNDS, |(kind, image)| {
         plan.say(&format!("memory: a guest at rest, {kind:?}"));
         at_rest(*kind, image)
@@ -48,7 +51,7 @@ fn guests(plan: &Plan) -> Result<Vec<Row>> {
         memory.named(&OURS).iter().map(|process| process.private_dirty).sum::<f64>() + memory.run
     });
     let pss = |of: &[Memory]| {
-        each(of, |memory| memory.without_envd().iter().map(|process| process.pss).sum::<f64>() + memory.run)
+        each(of, |memory| memory.of_the_init().iter().map(|process| process.pss).sum::<f64>() + memory.run)
     };
     let mut rows = vec![
         Subject::lower("memory.private_dirty_kib", "KiB").alone(&ours_dirty, Some(600.0)),
@@ -65,13 +68,14 @@ fn guests(plan: &Plan) -> Result<Vec<Row>> {
 
 /// Who has how much of it, for the record.
 fn shares(samples: &[Memory]) -> Vec<Row> {
-    let of = |name: &'static str| {
-        let dirty =
-            each(samples, |memory| memory.named(&[name]).iter().map(|process| process.private_dirty).sum());
+    let row = |what: &str, name: &str, figure: fn(&Process) -> f64| {
+        let of = each(samples, |memory| memory.named(&[name]).into_iter().map(figure).sum());
         let name = name.replace('-', "_");
-        Subject::lower(format!("memory.private_dirty_kib_{name}"), "KiB").alone(&dirty, None)
+        Subject::lower(format!("memory.{what}_kib_{name}"), "KiB").alone(&of, None)
     };
-    let mut rows: Vec<_> = OURS.map(of).into();
+    let mut rows: Vec<_> =
+        OURS.iter().map(|name| row("private_dirty", name, |process| process.private_dirty)).collect();
+    rows.extend(OURS.iter().map(|name| row("pss", name, |process| process.pss)));
     rows.push(Subject::lower("memory.tmpfs_kib", "KiB").alone(&each(samples, |memory| memory.run), None));
     rows
 }

@@ -90,10 +90,7 @@ impl Bed {
     pub(crate) fn new() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let server = folder.path().join("server");
-        let mut command = Command::new(peers::compile("bench_server")?);
-        command.arg(format!("unix:{}", server.display()));
-        let process = Process::start(&command)?;
-        Door::Unix(server.clone()).wait()?;
+        let process = peers::server_on(&server)?;
         Ok(Self { folder, server, _process: process })
     }
 
@@ -134,7 +131,7 @@ impl Bed {
             plan.say(&format!("relay, native: throughput {}", way.suffix()));
             let samples = self.interleaved(&relays, ROUNDS, |door| door.throughput(way, BYTES))?;
             let subject = Subject::higher(format!("relay.native.throughput_{}", way.suffix()), "MB/s");
-            rows.extend(beside(&subject, &relays, &samples, &goals));
+            rows.extend(subject.beside(&names(&relays), &samples, &goals));
         }
         Ok(rows)
     }
@@ -149,7 +146,7 @@ impl Bed {
         let samples =
             self.interleaved(&relays, ROUNDS, |door| door.connects_per_second(CONNECTS, WORKERS))?;
         let subject = Subject::higher("relay.native.connects_per_second", "1/s");
-        Ok(beside(&subject, &relays, &samples, &[Some(5.0), None]))
+        Ok(subject.beside(&names(&relays), &samples, &[Some(5.0), None]))
     }
 
     fn round_trips(&self, plan: &Plan) -> Result<Vec<Row>> {
@@ -162,9 +159,9 @@ impl Bed {
             let figures =
                 |of: fn(&crate::load::Spread) -> f64| samples.iter().map(|s| each(s, of)).collect::<Vec<_>>();
             let p50 = Subject::lower(format!("relay.native.rtt_p50_{name}"), "µs");
-            rows.extend(beside(&p50, &relays, &figures(|spread| spread.p50), &[Some(1.0), None]));
+            rows.extend(p50.beside(&names(&relays), &figures(|spread| spread.p50), &[Some(1.0), None]));
             let p99 = Subject::lower(format!("relay.native.rtt_p99_{name}"), "µs");
-            rows.extend(beside(&p99, &relays, &figures(|spread| spread.p99), &[None, None]));
+            rows.extend(p99.beside(&names(&relays), &figures(|spread| spread.p99), &[None, None]));
         }
         Ok(rows)
     }
@@ -178,7 +175,7 @@ impl Bed {
             Ok(seconds / (BYTES as f64 / GIB))
         })?;
         let subject = Subject::lower("relay.native.cpu_seconds_per_gib", "s/GiB");
-        Ok(beside(&subject, &relays, &samples, &[Some(1.0), None, None]))
+        Ok(subject.beside(&names(&relays), &samples, &[Some(1.0), None, None]))
     }
 
     /// How throughput changes with the number of connections.
@@ -214,8 +211,6 @@ fn listens(path: &Path) -> bool {
     })
 }
 
-/// The first relay's samples as rows beside each other one.
-fn beside(subject: &Subject, relays: &[Relay], samples: &[Vec<f64>], goals: &[Option<f64>]) -> Vec<Row> {
-    let peers = relays.iter().zip(samples).skip(1).zip(goals);
-    peers.map(|((peer, theirs), goal)| subject.against(&samples[0], peer.name, theirs, *goal)).collect()
+fn names(relays: &[Relay]) -> Vec<&'static str> {
+    relays.iter().map(|relay| relay.name).collect()
 }

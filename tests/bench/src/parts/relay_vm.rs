@@ -98,7 +98,7 @@ impl Bed {
             plan.say(&format!("relay, VM: throughput {}", way.suffix()));
             let samples = turns::take(&relays, ROUNDS, |relay| self.door(relay).throughput(way, BYTES))?;
             let subject = Subject::higher(format!("relay.vm.throughput_{}", way.suffix()), "MB/s");
-            rows.extend(beside(&subject, &relays, &samples, &goals));
+            rows.extend(subject.beside(&names(&relays), &samples, &goals));
         }
         Ok(rows)
     }
@@ -109,7 +109,7 @@ impl Bed {
         let measure = |relay: &&Relay| self.door(relay).connects_per_second(CONNECTS, WORKERS);
         let samples = turns::take(&relays, ROUNDS, measure)?;
         let subject = Subject::higher("relay.vm.connects_per_second", "1/s");
-        Ok(beside(&subject, &relays, &samples, &[Some(2.0), Some(0.95), None]))
+        Ok(subject.beside(&names(&relays), &samples, &[Some(2.0), Some(0.95), None]))
     }
 
     fn round_trips(&self, plan: &Plan) -> Result<Vec<Row>> {
@@ -121,7 +121,7 @@ impl Bed {
                 turns::take(&relays, ROUNDS, |relay| self.door(relay).round_trips(size, ROUND_TRIPS))?;
             let p50: Vec<_> = samples.iter().map(|of| each(of, |spread| spread.p50)).collect();
             let subject = Subject::lower(format!("relay.vm.rtt_p50_{name}"), "µs");
-            rows.extend(beside(&subject, &relays, &p50, &[Some(0.9), None, None]));
+            rows.extend(subject.beside(&names(&relays), &p50, &[Some(0.9), None, None]));
         }
         Ok(rows)
     }
@@ -165,8 +165,6 @@ impl Bed {
     }
 }
 
-/// The first relay's samples as rows beside each other one.
-fn beside(subject: &Subject, relays: &[&Relay], samples: &[Vec<f64>], goals: &[Option<f64>]) -> Vec<Row> {
-    let peers = relays.iter().zip(samples).skip(1).zip(goals);
-    peers.map(|((peer, theirs), goal)| subject.against(&samples[0], peer.name, theirs, *goal)).collect()
+fn names(relays: &[&Relay]) -> Vec<&'static str> {
+    relays.iter().map(|relay| relay.name).collect()
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tests::{Via, Vm};
 
-use crate::guest::Memory;
+use crate::guest::pid_of;
 use crate::load::{Door, health};
 use crate::plan::Plan;
 use crate::row::{Findings, Row, Subject};
@@ -99,8 +99,7 @@ fn flood(plan: &Plan) -> Result<Row> {
     let (image, program) = scene::with_peer(scene::native(), "flood")?;
     let vm = scene::boot_plain(&image.bake()?)?;
     vm.wait_healthy(Via::Tcp)?;
-    let memory = Memory::of(&vm)?;
-    let wrapper = memory.named(&["envd-wrapper"]).first().map(|process| process.pid).context("no wrapper")?;
+    let wrapper = pid_of(&vm, "envd-wrapper")?;
     let commands =
         [format!("{program} {LINES} /proc/$(pidof envd)/fd/2 {wrapper}"), format!("{program} {LINES}")];
     let samples = turns::take(&commands, FLOODS, |command| {
