@@ -106,7 +106,7 @@ fn read_source(base: &Path, workdir: &Workdir, latest: Option<u64>) -> Result<So
     source::unpack(input, &workdir.staging(size_of(base))?, latest).map_err(|error| {
         let is_no_tar = matches!(error, source::Error::Tar(source::tar::Error::BadHeader(0)));
         let hint = if is_no_tar { format::hint(base) } else { String::new() };
-        Failure::from(error).with(&hint)
+        Failure::from(error).about(&source::input::name(base)).with(&hint)
     })
 }
 

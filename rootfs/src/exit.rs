@@ -96,6 +96,12 @@ impl Failure {
         Self { text: self.text + more, ..self }
     }
 
+    /// With the thing it speaks of in front.
+    #[must_use]
+    pub fn about(self, thing: &str) -> Self {
+        Self { text: format!("{thing}: {}", self.text), ..self }
+    }
+
     fn from_error(exit: Exit, error: &dyn Error) -> Self {
         let mut text = error.to_string();
         let mut source = error.source();

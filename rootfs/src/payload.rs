@@ -59,10 +59,7 @@ pub fn diversions(plan: &mut Plan, image: &Image, merged: bool) -> Result<()> {
 
 /// Reads a program and requires that it can run in a guest.
 pub fn program(path: &Path, machine: Machine) -> Result<Vec<u8>> {
-    let bytes = std::fs::read(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => Error::NoProgram(path.to_owned()),
-        _ => Error::Read { path: path.to_owned(), source },
-    })?;
+    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let unfit = |source| Error::Unfit { path: path.to_owned(), source };
     Elf::parse(&bytes).map_err(unfit)?.require_static(machine).map_err(unfit)?;
     Ok(bytes)
@@ -71,10 +68,14 @@ pub fn program(path: &Path, machine: Machine) -> Result<Vec<u8>> {
 /// Our program under its three names. What is one file is installed as one, so that its roles share their pages in memory.
 pub fn programs(plan: &mut Plan, folder: &Path, machine: Machine) -> Result<()> {
     let [first, others @ ..] = PROGRAMS;
-    let main = program(&folder.join(first), machine)?;
+    let ours = |name: &str| {
+        let path = folder.join(name);
+        if path.exists() { program(&path, machine) } else { Err(Error::NoProgram(path)) }
+    };
+    let main = ours(first)?;
     for name in others {
         let path = format!("{HOME}/{name}");
-        match program(&folder.join(name), machine)? {
+        match ours(name)? {
             same if same == main => plan.link(&path, first),
             other => plan.file(&path, Content::Bytes(other), 0o755),
         }

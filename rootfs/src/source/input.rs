@@ -30,8 +30,17 @@ pub struct Unpacker {
 
 /// Opens a tar file; `-` is stdin.
 pub fn open(path: &Path) -> io::Result<Input<File>> {
-    let raw = if path == Path::new("-") { stdin()? } else { File::open(path)? };
+    let raw = if is_stdin(path) { stdin()? } else { File::open(path)? };
     Input::new(raw)
+}
+
+/// What messages call it.
+pub fn name(path: &Path) -> String {
+    if is_stdin(path) { "standard input".to_owned() } else { path.display().to_string() }
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 /// As a file: the standard library's own reads through a small buffer.

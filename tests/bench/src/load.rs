@@ -85,6 +85,13 @@ impl Door {
         Ok(bytes as f64 / 1e6 / begin.elapsed().as_secs_f64())
     }
 
+    /// Moves `bytes` over one connection and leaves it open.
+    pub(crate) fn transfer(&self, way: Way, bytes: u64) -> Result<Box<dyn Stream>> {
+        let mut stream = self.connect()?;
+        transfer(stream.as_mut(), way, bytes)?;
+        Ok(stream)
+    }
+
     /// Moves `bytes` in all over `connections` at the same time; MB/s of all together.
     pub(crate) fn throughput_of_many(&self, way: Way, bytes: u64, connections: usize) -> Result<f64> {
         let share = bytes / connections as u64;

@@ -6,7 +6,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -82,17 +81,6 @@ impl Process {
         all / 1e9
     }
 
-    /// Waits for the children that it made for single connections, ends it, and gives the CPU time that all of them used.
-    pub(crate) fn end(mut self) -> Result<Duration> {
-        let begin = Instant::now();
-        while self.tree().len() > 1 && begin.elapsed() < Duration::from_secs(2) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let before = cpu_of_children()?;
-        self.terminate();
-        Ok(cpu_of_children()?.saturating_sub(before))
-    }
-
     fn terminate(&mut self) {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
@@ -114,10 +102,4 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.terminate();
     }
-}
-
-fn cpu_of_children() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let total = usage.user_time() + usage.system_time();
-    Ok(Duration::new(total.tv_sec() as u64, total.tv_usec() as u32 * 1000))
 }

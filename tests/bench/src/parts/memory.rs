@@ -127,14 +127,13 @@ fn connections(plan: &Plan, found: &mut Findings) -> Result<()> {
 }
 
 fn per_connection(bed: &Bed, relay: &Relay, count: usize) -> Result<f64> {
-    let (bytes, _) = bed.with(relay, |door, process| {
+    bed.with(relay, |door, process| {
         // One connection that has come and gone: what is made once is not a connection's cost.
         drop(door.idle_connections(1)?);
         let before = settled(|| process.pss())?;
         let _open = door.idle_connections(count)?;
         Ok((settled(|| process.pss())? - before) / count as f64)
-    })?;
-    Ok(bytes)
+    })
 }
 
 /// Until it has been the same twice.

@@ -94,18 +94,17 @@ impl Bed {
         Ok(Self { folder, server, _process: process })
     }
 
-    /// Starts a relay, hands its socket to `measure`, ends it; gives the figure and the CPU seconds it took.
+    /// Starts a relay, hands its socket to `measure`, ends it.
     pub(crate) fn with<T>(
         &self,
         relay: &Relay,
         measure: impl FnOnce(&Door, &Process) -> Result<T>,
-    ) -> Result<(T, f64)> {
+    ) -> Result<T> {
         let front = self.folder.path().join("front");
         let _ = std::fs::remove_file(&front);
         let mut process = Process::start(&(relay.command)(&front, &self.server))?;
         process.until("its socket", || listens(&front).then_some(()))?;
-        let figure = measure(&Door::Unix(front), &process)?;
-        Ok((figure, process.end()?.as_secs_f64()))
+        measure(&Door::Unix(front), &process)
     }
 
     fn interleaved<T>(
@@ -114,7 +113,7 @@ impl Bed {
         rounds: usize,
         measure: impl Fn(&Door) -> Result<T>,
     ) -> Result<Vec<Vec<T>>> {
-        turns::take(relays, rounds, |relay| Ok(self.with(relay, |door, _| measure(door))?.0))
+        turns::take(relays, rounds, |relay| self.with(relay, |door, _| measure(door)))
     }
 
     fn throughput(&self, plan: &Plan) -> Result<Vec<Row>> {
@@ -171,8 +170,11 @@ impl Bed {
         let relays =
             [Relay::ours()?, Relay::socat_with_large_buffer(), Relay::floor("C copy loop", "copy_loop")?];
         let samples = turns::take(&relays, ROUNDS, |relay| {
-            let (_, seconds) = self.with(relay, |door, _| door.throughput(Way::HostToGuest, BYTES))?;
-            Ok(seconds / (BYTES as f64 / GIB))
+            self.with(relay, |door, process| {
+                // Asked while the connection is open: a child that has ended takes its figure along.
+                let _open = door.transfer(Way::HostToGuest, BYTES)?;
+                Ok(process.cpu_seconds() / (BYTES as f64 / GIB))
+            })
         })?;
         let subject = Subject::lower("relay.native.cpu_seconds_per_gib", "s/GiB");
         Ok(subject.beside(&names(&relays), &samples, &[Some(1.0), None, None]))
