@@ -16,6 +16,7 @@ pub mod elf;
 pub mod files;
 pub mod launch;
 pub mod lenient;
+pub mod lines;
 pub mod log;
 pub mod mirror;
 pub mod notify;

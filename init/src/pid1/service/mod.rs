@@ -1,7 +1,6 @@
 //! Services: each is a [unit](Unit) around one state machine of [`guest::supervise`]; the [`Services`] start them in order,
 //! hand them their events, and tell of their ends.
 
-mod lines;
 mod manager;
 mod probe;
 mod program;

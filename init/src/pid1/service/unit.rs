@@ -15,6 +15,7 @@ use guest::{
     cgroup::Tree,
     clock::Moment,
     control::{ExitReport, ServiceStatus},
+    lines::Lines,
     log,
     reactor::{Interest, Reactor, Token, Watched, read_ready},
     record::{self, Level},
@@ -30,7 +31,6 @@ use nix::{
 use tracing::{debug, info, warn};
 
 use super::{
-    lines::Lines,
     probe::Probe,
     program,
     report::{self, Circumstances, Tail},

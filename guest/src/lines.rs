@@ -1,17 +1,17 @@
-//! Output of a service, cut into lines.
+//! What a service writes into its pipe, cut into lines.
 
 /// A line that is longer (bytes) is told in pieces.
-const MAX_LINE: usize = 4 * 1024;
+pub const MAX_LINE: usize = 4 * 1024;
 
 /// Collects bytes until a line is whole.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub struct Lines {
     partial: Vec<u8>,
 }
 
 impl Lines {
     /// Takes in what was read; gives whole lines to `tell`.
-    pub(super) fn push(&mut self, bytes: &[u8], mut tell: impl FnMut(&[u8])) {
+    pub fn push(&mut self, bytes: &[u8], mut tell: impl FnMut(&[u8])) {
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             self.partial.extend_from_slice(&rest[..end]);
@@ -31,7 +31,7 @@ impl Lines {
     }
 
     /// The last line, when its end never came.
-    pub(super) fn finish(&mut self, mut tell: impl FnMut(&[u8])) {
+    pub fn finish(&mut self, mut tell: impl FnMut(&[u8])) {
         let rest = std::mem::take(&mut self.partial);
         if !rest.is_empty() {
             tell(&rest);
@@ -41,6 +41,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn lines(chunks: &[&[u8]]) -> Vec<String> {
@@ -61,5 +63,19 @@ mod tests {
     fn a_line_without_end_is_told_in_pieces_and_never_hoarded() {
         let told = lines(&[&[b'x'; 3 * MAX_LINE + 5]]);
         assert_eq!(told.iter().map(String::len).collect::<Vec<_>>(), [MAX_LINE, MAX_LINE, MAX_LINE, 5]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_byte_of_a_line_is_lost_or_hoarded(chunks: Vec<Vec<u8>>) {
+            let (mut lines, mut told) = (Lines::default(), Vec::new());
+            for chunk in &chunks {
+                lines.push(chunk, |line| told.extend_from_slice(line));
+                prop_assert!(lines.partial.len() < MAX_LINE);
+            }
+            lines.finish(|line| told.extend_from_slice(line));
+            let visible = |bytes: &[u8]| bytes.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<_>>();
+            prop_assert_eq!(visible(&told), visible(&chunks.concat()));
+        }
     }
 }
