@@ -4,6 +4,8 @@ use super::{Error, Image, Ino, Inode, Kind, ROOT, Result};
 
 /// As many links as the kernel follows.
 const MAX_LINKS: u32 = 40;
+/// Names to walk in all; every link of a walk may be 4096 bytes of them.
+const MAX_NAMES: usize = 4096;
 
 /// Where a path leads.
 #[derive(Debug, Clone)]
@@ -150,7 +152,7 @@ impl Walk<'_> {
 
     fn follow(&mut self, name: &[u8], link: &Inode) -> Result<()> {
         self.links += 1;
-        if self.links > MAX_LINKS {
+        if self.links > MAX_LINKS || self.todo.len() > MAX_NAMES {
             return Err(Error::Loop { path: show(self.asked) });
         }
         let target = self.image.contents(link)?;

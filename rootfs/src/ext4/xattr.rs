@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{Error, Image, Inode, Result, acl, le16, le32};
+use super::{Error, Image, Ino, Inode, Kind, Result, acl, le16, le32};
 
 const MAGIC: u32 = 0xea02_0000;
 const BLOCK_HEADER: usize = 32;
 const ENTRY_HEADER: usize = 16;
+/// The longest value that the kernel takes or gives (bytes).
+const MAX_VALUE: u64 = 64 * 1024;
 /// `name_index` and name under which the rest of an inline file is kept.
 const SYSTEM: u8 = 7;
 
@@ -68,12 +70,21 @@ impl Image {
             let value = if value_ino == 0 {
                 values.get(offset..offset + size).ok_or_else(broken)?.to_vec()
             } else {
-                self.contents(&self.inode(value_ino)?)?
+                self.large_value(value_ino)?.ok_or_else(broken)?
             };
             all.push(Raw { index: list[1], name, value });
             list = list.get((ENTRY_HEADER + name_len).next_multiple_of(4)..).unwrap_or_default();
         }
         Ok(())
+    }
+}
+
+impl Image {
+    /// A value in an inode of its own. That one has no attributes, or they could lead back here.
+    fn large_value(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
+        let inode = self.inode(ino)?;
+        let plain = inode.kind == Kind::File && !inode.is_inline() && inode.size <= MAX_VALUE;
+        plain.then(|| self.contents(&inode)).transpose()
     }
 }
 
