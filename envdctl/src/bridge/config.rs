@@ -97,6 +97,15 @@ pub(super) fn is_config(path: &Path) -> bool {
 }
 
 impl Config {
+    /// A single file of which nothing can be served is a mistake to be told at once; a folder may fill later.
+    pub(super) fn serving_something(mut self, path: &Path) -> Result<Self, ConfigError> {
+        let useless = !path.is_dir() && self.entries.is_empty();
+        match useless.then(|| self.refused.pop_first()).flatten() {
+            Some((_, error)) => Err(error),
+            None => Ok(self),
+        }
+    }
+
     fn add_file(&mut self, path: &Path) {
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let raw = match read_file(path) {
@@ -206,6 +215,15 @@ mod tests {
         let config = read(folder.path()).unwrap();
         assert_eq!(config.entries.keys().collect::<Vec<_>>(), ["ns-72", "x", "y"]);
         assert!(config.refused.is_empty());
+    }
+
+    #[test]
+    fn a_single_file_of_which_nothing_can_be_served_is_a_mistake_and_an_empty_folder_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("one.toml");
+        fs::write(&path, "listen = 3").unwrap();
+        assert!(read(&path).unwrap().serving_something(&path).is_err());
+        assert!(read(dir.path()).unwrap().serving_something(dir.path()).is_ok());
     }
 
     #[test]

@@ -31,7 +31,7 @@ mod watch;
 
 use std::{io, os::fd::AsFd, path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use vsock_relay::endpoint::{Endpoint, EndpointError};
 
 pub use log::Format;
@@ -45,6 +45,7 @@ const FILES_PER_CONNECTION: u64 = 2;
 
 /// What the command takes.
 #[derive(Debug, Clone, Args)]
+#[command(group = ArgGroup::new("sandboxes").required(true).args(["listen", "config"]))]
 #[command(after_long_help = "Examples:\n  \
     envdctl bridge --listen tcp:127.0.0.1:49983 --route netns:ns-72/tcp:169.254.0.21:49983 \\\n      \
         --route firecracker:/srv/fc/72/v.sock:49983\n  \
@@ -61,7 +62,7 @@ pub struct BridgeArgs {
     #[arg(long, value_name = "ENDPOINT", value_parser = connectable, requires = "listen")]
     route: Vec<Endpoint>,
     /// A file with one [sandbox.NAME] each, or a folder of such files; watched for changes
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["listen", "route"], required_unless_present = "listen")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["listen", "route"])]
     config: Option<PathBuf>,
     /// How long a client waits while no route answers, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]

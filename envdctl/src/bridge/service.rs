@@ -110,7 +110,8 @@ impl Service {
                 say(Level::Warn, None, "watch", &text, &[]);
             }
         }
-        let config = config::read(path).map_err(BridgeError::Config)?;
+        let config = config::read(path).and_then(|config| config.serving_something(path));
+        let config = config.map_err(BridgeError::Config)?;
         self.fleet.apply(config).await;
         Ok(())
     }

@@ -88,7 +88,8 @@ impl Api {
         let body = envelope::encode_json(&StartRequest::shell(command))
             .map_err(|source| ApiError::Stream { call, source })?;
         let answer = self.call(Method::POST, process::START, Some(envd_api::CONNECT_JSON), body).await?;
-        read_events(answer.expect(StatusCode::OK)?)
+        let answer = answer.expect(StatusCode::OK)?;
+        read_events(answer.call, &answer.body)
     }
 
     /// Writes a file.
@@ -184,11 +185,10 @@ impl Answer {
     }
 }
 
-/// The events of a process, from its stream.
-fn read_events(answer: Answer) -> Result<Ran, ApiError> {
-    let call = answer.call;
+/// The events of a process, from the whole of its stream; `call` is what an error names.
+pub fn read_events(call: String, body: &[u8]) -> Result<Ran, ApiError> {
     let mut decoder = envelope::Decoder::default();
-    decoder.push(&answer.body);
+    decoder.push(body);
     let mut ran = Ran::default();
     let mut ended = false;
     let failed = |source| ApiError::Stream { call: call.clone(), source };
