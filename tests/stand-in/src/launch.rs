@@ -37,6 +37,13 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
+/// A command has neither the server's priority nor its protection from the OOM killer, as under the real one.
+fn be_ordinary() {
+    const OOM_SCORE: &str = "100";
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+    let _ = rustix::process::setpriority_process(None, 0);
+}
+
 fn launch(args: &[OsString]) -> Result<()> {
     let [user, kind, command, args @ ..] = args else {
         anyhow::bail!("{FLAG} needs a user, a kind and a command")
@@ -52,6 +59,7 @@ fn launch(args: &[OsString]) -> Result<()> {
     let user = users::find(&user.to_string_lossy())?;
     let home = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     if nix::unistd::geteuid().is_root() {
+        be_ordinary();
         users::become_user(&user)?;
     }
     let mut program = Command::new(command);

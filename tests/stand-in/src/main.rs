@@ -80,10 +80,18 @@ fn parse(args: Vec<std::ffi::OsString>) -> anyhow::Result<Start> {
     Ok(Start::Serve { port, switches, resumed })
 }
 
+/// As Go's runtime does: as many files as the hard limit allows.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 fn run(start: Start) -> anyhow::Result<()> {
     match start {
         Start::Say(text) => print!("{text}"),
         Start::Serve { port, switches, resumed } => {
+            raise_file_limit();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(app::serve(port, switches, resumed))?;
         }
