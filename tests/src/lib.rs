@@ -52,6 +52,7 @@
 
 pub mod bridge;
 pub mod cell;
+pub mod chaos;
 pub mod control;
 pub mod envd;
 pub mod firecracker;

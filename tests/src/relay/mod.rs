@@ -18,7 +18,9 @@ pub use load::*;
 use crate::{
     Envd, Image, Vm,
     firecracker::{Firecracker, Paused},
-    http, paths, wait,
+    http,
+    image::Bake,
+    paths, wait,
 };
 
 /// envd behind the relay of every image.
@@ -27,7 +29,7 @@ pub const ENVD: u32 = envd_api::PORT as u32;
 pub const PEER: u32 = 7777;
 
 /// Hundreds of connections at full speed fill hundreds of megabytes of socket buffers.
-const MEMORY: u32 = 2048;
+pub const MEMORY: u32 = 2048;
 
 /// The port on the host that a third relay leads to, from a unix socket in the guest.
 pub const OUTWARDS: u32 = 9999;
@@ -80,12 +82,17 @@ impl Bed {
 
     pub fn boot_with(envd: Envd) -> Result<Self> {
         crate::require_root()?;
-        let vm = Vm::of(&image(envd)?).memory_mib(MEMORY).boot()?;
+        Self::of(Vm::of(&bake(envd)?.bake()?).memory_mib(MEMORY).boot()?)
+    }
+
+    /// A VM of an image as [`bake`] describes it, once its envd answers.
+    pub fn of(vm: Vm) -> Result<Self> {
         // Not before the guest's driver is there: vhost-device-vsock never answers what was asked too early.
-        vm.console().wait("envd is healthy")?;
+        vm.console().wait("envd is healthy").inspect_err(|_| vm.keep_logs())?;
         let firecracker = Firecracker::before(&vm.vsock_socket(), &vm.dir().join("fc.sock"))?;
         let bed = Self { vm, firecracker };
-        wait::until("envd over vsock", wait::BOUND, || Ok(bed.kind().is_healthy().then_some(())))?;
+        let healthy = || Ok(bed.kind().is_healthy().then_some(()));
+        wait::until("envd over vsock", wait::BOUND, healthy).inspect_err(|_| bed.vm.keep_logs())?;
         Ok(bed)
     }
 
@@ -142,20 +149,19 @@ impl Bed {
     }
 }
 
-/// Baked once for each envd.
-fn image(envd: Envd) -> Result<Image> {
+/// What the guest is made of.
+pub fn bake(envd: Envd) -> Result<Bake> {
     let relay = "command = ['/usr/lib/envd-init/vsock-relay', '--map', 'vsock:any:7777=unix:/run/peer.sock']\n\
                  restart = 'always'\nplacement = 'init.scope'\nlog = 'console'\n";
     let outwards = "command = ['/usr/lib/envd-init/vsock-relay', '--map', 'unix:/run/outwards.sock=vsock:host:9999']\n\
                     restart = 'always'\nplacement = 'init.scope'\nlog = 'console'\n";
     let peer = "command = ['/opt/bench_server', 'unix:/run/peer.sock']\nrestart = 'always'\n[limits]\nopen_files = 65536\n";
-    Image::native()
+    Ok(Image::native()
         .envd(envd)
         .script("/opt/bench_server", std::fs::read(compile_peer("bench_server")?)?)
         .file("/etc/envd-init/services.d/peer-relay.toml", relay)
         .file("/etc/envd-init/services.d/outwards.toml", outwards)
-        .file("/etc/envd-init/services.d/peer.toml", peer)
-        .bake()
+        .file("/etc/envd-init/services.d/peer.toml", peer))
 }
 
 /// A program of `tests/peers`, static.

@@ -129,6 +129,11 @@ impl Vm {
         wait::until("the VM to end", wait::BOUND, || Ok(self.ended()))
     }
 
+    /// Keeps them for whoever asks why, and says where.
+    pub fn keep_logs(&self) {
+        keep_logs(&self.files);
+    }
+
     /// Copies `console.log`, `qemu.log` and `vsock.log` into a folder.
     pub fn copy_logs(&self, folder: &Path) -> Result<()> {
         copy_logs(&self.files, folder)
