@@ -13,15 +13,15 @@ const INTERESTING: [u32; 10] = [0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x7fff_f
 
 /// Makes inputs from a corpus.
 #[derive(Debug)]
-pub(crate) struct Mutator<'a> {
-    corpus: &'a [Vec<u8>],
-    dictionary: &'a [&'a [u8]],
+pub(crate) struct Mutator {
+    corpus: Vec<Vec<u8>>,
+    dictionary: &'static [&'static [u8]],
     rng: Rng,
 }
 
-impl<'a> Mutator<'a> {
+impl Mutator {
     /// `corpus` must not be empty. `dictionary` holds tokens of the grammar.
-    pub(crate) fn new(corpus: &'a [Vec<u8>], dictionary: &'a [&'a [u8]], seed: u64) -> Self {
+    pub(crate) fn new(corpus: Vec<Vec<u8>>, dictionary: &'static [&'static [u8]], seed: u64) -> Self {
         Self { corpus, dictionary, rng: Rng::with_seed(seed) }
     }
 
@@ -49,7 +49,7 @@ impl<'a> Mutator<'a> {
     }
 
     fn mutate(&mut self, input: &mut Vec<u8>) {
-        match self.rng.u8(..9) {
+        match self.rng.u8(..11) {
             0 => self.flip_bit(input),
             1 => self.set_byte(input),
             2 => self.insert_bytes(input),
@@ -58,6 +58,8 @@ impl<'a> Mutator<'a> {
             5 => self.insert_token(input),
             6 => self.overwrite_integer(input),
             7 => input.truncate(self.place(input)),
+            8 => self.borrow_line(input),
+            9 => self.replace_by_token(input),
             _ => self.change_digit(input),
         }
     }
@@ -118,6 +120,24 @@ impl<'a> Mutator<'a> {
         input.splice(at..at, token.iter().copied());
     }
 
+    /// A line of another seed, between two lines of this one.
+    fn borrow_line(&mut self, input: &mut Vec<u8>) {
+        let other = self.seed();
+        let lines: Vec<&[u8]> = other.split_inclusive(|byte| *byte == b'\n').collect();
+        let Some(line) = self.rng.choice(lines) else { return };
+        let ends: Vec<usize> =
+            input.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
+        let at = self.rng.choice(ends).unwrap_or(0);
+        input.splice(at..at, line.iter().copied());
+    }
+
+    fn replace_by_token(&mut self, input: &mut Vec<u8>) {
+        let Some(token) = self.rng.choice(self.dictionary) else { return };
+        let range = self.range(input);
+        let end = range.end.min(range.start + 16);
+        input.splice(range.start..end, token.iter().copied());
+    }
+
     fn overwrite_integer(&mut self, input: &mut [u8]) {
         let value = INTERESTING[self.rng.usize(..INTERESTING.len())];
         let bytes = if self.rng.bool() { value.to_be_bytes() } else { value.to_le_bytes() };
@@ -142,7 +162,7 @@ mod tests {
     fn a_seed_replays_the_same_inputs() {
         let corpus = [b"tcp:127.0.0.1:49983".to_vec(), b"unix:/run/x.sock".to_vec()];
         let inputs = |seed| {
-            let mut mutator = Mutator::new(&corpus, &[b"vsock:"], seed);
+            let mut mutator = Mutator::new(corpus.to_vec(), &[b"vsock:"], seed);
             (0..200).map(|_| mutator.input()).collect::<Vec<_>>()
         };
         assert_eq!(inputs(7), inputs(7));

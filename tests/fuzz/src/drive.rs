@@ -1,0 +1,97 @@
+//! The child: runs one target on its inputs, in order.
+//!
+//! Before each input its number is written to a file, so that the parent knows at which one a child has died; an input that
+//! takes too long ends the child in the same way.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::target::{self, Target};
+
+/// The first argument of a child, followed by the target's name and the number of the first input to run.
+pub(crate) const FLAG: &str = "--drive";
+
+/// One input may take this long, on a machine that does other things besides.
+const TIME_BOUND: Duration = Duration::from_secs(2);
+/// An input that is not done by then never will be: the child ends itself.
+const HANG: Duration = Duration::from_secs(20);
+
+/// What a child prints at its end.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Numbers of the inputs that panicked or took too long.
+    pub(crate) failed: Vec<u64>,
+    pub(crate) slowest_us: u64,
+}
+
+/// Where the number of the input under way is written.
+pub(crate) fn progress_file(name: &str) -> Result<PathBuf> {
+    Ok(tests::paths::output("fuzz")?.join(format!("{name}.at")))
+}
+
+/// The input under way, or the last one.
+pub(crate) fn progress(path: &Path) -> u64 {
+    let bytes = fs::read(path).unwrap_or_default();
+    bytes.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+pub(crate) fn main(name: &str, from: &str) -> Result<()> {
+    let target = target::find(name)?;
+    let from: u64 = from.parse().context("the number of the first input")?;
+    let (count, seed) = (target.count()?, crate::number("SEED", 1)?);
+    std::panic::set_hook(Box::new(|_| {}));
+    let at = File::create(progress_file(name)?)?;
+    watch_for_hangs();
+    let mut report = Report::default();
+    for (number, input) in target.inputs(seed)?.take(count as usize).enumerate().skip(from as usize) {
+        let number = number as u64;
+        at.write_all_at(&number.to_le_bytes(), 0)?;
+        CURRENT.store(number + 1, Ordering::Relaxed);
+        if !run(target, &input, &mut report) {
+            report.failed.push(number);
+        }
+    }
+    CURRENT.store(0, Ordering::Relaxed);
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(())
+}
+
+/// Runs one input that was kept; a panic says where it was.
+pub(crate) fn one(name: &str, file: &Path) -> Result<()> {
+    let input = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let mut report = Report::default();
+    let well = run(target::find(name)?, &input, &mut report);
+    println!("{name}: {} after {} us", if well { "well" } else { "failed" }, report.slowest_us);
+    Ok(())
+}
+
+fn run(target: &Target, input: &[u8], report: &mut Report) -> bool {
+    let begun = Instant::now();
+    let outcome = catch_unwind(|| (target.run)(input));
+    let took = begun.elapsed();
+    report.slowest_us = report.slowest_us.max(took.as_micros() as u64);
+    outcome.is_ok() && took <= TIME_BOUND
+}
+
+/// The number of the input under way, plus one; 0 when there is none.
+static CURRENT: AtomicU64 = AtomicU64::new(0);
+
+fn watch_for_hangs() {
+    thread::spawn(|| {
+        loop {
+            let before = CURRENT.load(Ordering::Relaxed);
+            thread::sleep(HANG);
+            if before != 0 && CURRENT.load(Ordering::Relaxed) == before {
+                std::process::abort();
+            }
+        }
+    });
+}
