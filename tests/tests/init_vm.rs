@@ -144,7 +144,7 @@ fn groups(vm: &Vm) {
     );
     assert!(sh(vm, "cat /sys/fs/cgroup/envd/io.weight 2>/dev/null || echo default 10000").contains("10000"));
     assert_eq!(sh(vm, "cat /sys/fs/cgroup/envd/memory.max"), "max");
-    assert_eq!(sh(vm, "ls -d /sys/fs/cgroup/{user,ptys,socats} | wc -l"), "3", "envd has made its own");
+    assert_eq!(sh(vm, "cd /sys/fs/cgroup; ls -d user ptys socats | wc -l"), "3", "envd has made its own");
 }
 
 fn surroundings(vm: &Vm) {
