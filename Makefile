@@ -14,6 +14,8 @@ HOST_BIN := $(TARGET_DIR)/host
 GUEST_BIN := $(TARGET_DIR)/$(MUSL)/release
 STAND_IN := $(TARGET_DIR)/$(MUSL)/host/envd-stand-in
 OUT ?= rootfs.ext4
+# A target of the whole workspace, not of one package: those would differ in the features of what they share, and build it each anew.
+BUILD := cargo build --profile host --workspace
 
 # Read by the programs themselves; exported so that values with spaces arrive whole.
 export BASE ENVD OUT SIZE INIT ARCH CONFIG SERVICES ACCEPT_LOST_UNITS VM_KERNEL VM_ACCEL ONLY SEED COUNT ENVD_REPO ENVD_REV
@@ -37,7 +39,7 @@ guest:
 
 host:
 	@scripts/setup build
-	@cargo build --profile host -p envdctl -p rootfs
+	@$(BUILD) --bin envdctl --bin rootfs
 
 stand-in:
 	@scripts/setup build
@@ -59,12 +61,12 @@ dist: host ## make a release: binaries, payload and checksums for both architect
 
 demo: build stand-in ## bake, boot, run the E2B SDK over TCP, vsock, TCP [ENVD=path] [VM_KERNEL=path]
 	@scripts/setup images vm sdk
-	@cargo build --profile host -p tests --bins
+	@$(BUILD) --bin demo
 	@scripts/as-root $(HOST_BIN)/demo
 
 run: build stand-in ## boot the image with its console on this terminal [ENVD=path] [VM_KERNEL=path]
 	@scripts/setup images vm
-	@cargo build --profile host -p tests --bins
+	@$(BUILD) --bin run
 	@scripts/as-root $(HOST_BIN)/run
 
 test: build stand-in ## run all tests, on real VMs too; ends with `N passed, N failed`
@@ -74,17 +76,17 @@ test: build stand-in ## run all tests, on real VMs too; ends with `N passed, N f
 
 bench: build stand-in ## measure speed and memory beside peers [ONLY=boot|memory|idle|relay|bridge|supervise|images]
 	@scripts/setup images vm
-	@cargo build --profile host -p bench
+	@$(BUILD) --bin bench
 	@scripts/as-root $(HOST_BIN)/bench
 
 chaos: build stand-in ## break things on purpose and count what is lost [ONLY=name] [SEED=n] [COUNT=n]
 	@scripts/setup images vm
-	@cargo build --profile host -p tests --bins
+	@$(BUILD) --bin chaos
 	@scripts/as-root $(HOST_BIN)/chaos
 
 units: build stand-in ## boot Debian's nginx, postgresql, redis, sshd, chrony, cron under our PID 1 [ENVD=path] [VM_KERNEL=path]
 	@scripts/setup images vm
-	@scripts/as-root cargo test --profile host -p tests --test units_vm -- --ignored
+	@scripts/as-root cargo test --profile host --workspace --test units_vm -- --ignored
 
 fuzz: ## drive every parser with hostile input [ONLY=name] [COUNT=n]
 	@scripts/setup build
