@@ -23,10 +23,11 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use super::{
     Faults, cgroups,
+    kernel::KernelLog,
     machine::{Machine, SIGNALS, Step},
     mounts,
     network::Network,
@@ -34,13 +35,14 @@ use super::{
 };
 
 /// What follows envd's start, in this order.
-pub(super) const STEPS: [Step; 15] = [
+pub(super) const STEPS: [Step; 16] = [
     ("the console", Machine::open_console),
     ("the configuration", Machine::configure),
     ("the network", Machine::start_network),
     ("the cgroups", Machine::lay_out_cgroups),
     ("the services", Machine::start_services),
     ("the control socket", Machine::open_control),
+    ("the kernel's log", Machine::follow_kernel),
     ("hostname", |machine| machine.set_up("hostname", hostname)),
     ("core_pattern", |machine| {
         machine
@@ -211,6 +213,14 @@ impl Machine {
     fn open_control(&mut self) {
         for warning in self.control.open(self.config.control.vsock, &self.reactor) {
             self.stages.warn(warning);
+        }
+    }
+
+    /// Where it may not be read (in a container) nothing is missing that this machine needs.
+    fn follow_kernel(&mut self) {
+        match KernelLog::follow(&self.reactor) {
+            Ok(log) => self.kernel = Some(log),
+            Err(error) => debug!("the kernel's log cannot be followed: {error}"),
         }
     }
 

@@ -23,6 +23,7 @@ use super::{
     boot,
     control::Control,
     finish, guarded,
+    kernel::KernelLog,
     network::Network,
     notify::NotifySocket,
     reap,
@@ -43,6 +44,7 @@ pub(super) mod tokens {
     pub(in crate::pid1) const NETLINK: Token = 4 << AREA;
     pub(in crate::pid1) const CONSOLE: Token = 5 << AREA;
     pub(in crate::pid1) const UEVENT: Token = 6 << AREA;
+    pub(in crate::pid1) const KERNEL: Token = 7 << AREA;
 
     pub(in crate::pid1) fn unit(index: u32, kind: u8) -> Token {
         (Token::from(UNIT) << AREA) | (Token::from(index) << 8) | Token::from(kind)
@@ -83,6 +85,7 @@ pub(super) struct Machine {
     pub(super) network: Network,
     pub(super) notify: Option<NotifySocket>,
     pub(super) control: Control,
+    pub(super) kernel: Option<KernelLog>,
     pub(super) envd: Option<EnvdStatus>,
     pub(super) shutdown: Option<Shutdown>,
     pub(super) unmounting: Option<i32>,
@@ -111,6 +114,7 @@ impl Machine {
             network: Network::new(&cmdline, &config.network),
             notify: None,
             control: Control::new(),
+            kernel: None,
             envd: None,
             shutdown: None,
             unmounting: None,
@@ -191,6 +195,7 @@ impl Machine {
             tokens::NETLINK => self.network_changed(),
             tokens::CONSOLE => log::flush(),
             tokens::UEVENT => self.device_changed(),
+            tokens::KERNEL => self.kernel_spoke(),
             token if tokens::area(token) == tokens::CONTROL_AREA => self.control_ready(ready),
             token => {
                 let (index, kind) = tokens::unit_of(token);
@@ -269,6 +274,17 @@ impl Machine {
                     self.envd_changed(value);
                 }
             }
+        }
+    }
+
+    fn kernel_spoke(&mut self) {
+        match self.kernel.as_ref().map(KernelLog::killed) {
+            Some(Ok(killed)) => killed.iter().for_each(|victim| warn!("{victim}")),
+            Some(Err(error)) => {
+                warn!("cannot read the kernel's log: {error}; what its OOM killer does is not told any more");
+                self.kernel = None;
+            }
+            None => {}
         }
     }
 

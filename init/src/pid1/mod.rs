@@ -16,6 +16,7 @@ mod boot;
 mod cgroups;
 mod control;
 mod finish;
+mod kernel;
 mod machine;
 mod mounts;
 mod network;
