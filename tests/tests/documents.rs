@@ -179,3 +179,20 @@ fn commands_are_found_in_their_blocks() {
         ["status", "--json"]
     );
 }
+
+/// Every block of `unsafe` is in the one module, says why it is sound, and is in the table of the document.
+#[test]
+fn unsafe_code_is_counted_and_explained() {
+    let source = fs::read_to_string(paths::root().join("guest/src/sys.rs")).unwrap();
+    let count = |what: &str| source.matches(what).count();
+    let text = fs::read_to_string(paths::root().join("docs/security.md")).unwrap();
+    let table = text.split("| for | blocks |").nth(1).unwrap().split("\n\n").next().unwrap();
+    let told: usize =
+        table.lines().filter_map(|line| line.split('|').nth(2)?.trim().parse::<usize>().ok()).sum();
+    assert_eq!(told, count("unsafe {"), "docs/security.md tells of another number of blocks");
+    assert_eq!(
+        count("SAFETY:"),
+        count("unsafe {") + count("#[unsafe("),
+        "a block does not say why it is sound"
+    );
+}

@@ -32,7 +32,7 @@ pub enum ListenError {
     Busy { listen: Endpoint },
     #[error("cannot listen on {listen}: this machine has no such address")]
     NoAddress { listen: Endpoint },
-    #[error("cannot listen on {listen} ({source})")]
+    #[error("cannot listen on {listen}: {source}")]
     Io { listen: Endpoint, source: io::Error },
     #[error("cannot listen on {listen}: {source}")]
     Broker { listen: Endpoint, source: BrokerError },
