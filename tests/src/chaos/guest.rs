@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::agent::{self, Agent};
+use super::storm;
 use crate::image::Bake;
 use crate::keep::{self, Init};
 use crate::relay::{self, Bed};
@@ -64,6 +65,7 @@ fn with_agent(bake: Bake) -> Result<Bake> {
         .file("/opt/chaos-agent.py", agent::PROGRAM)
         .file("/etc/envd-init/services.d/chaos-agent.toml", agent::SERVICE)
         .file("/etc/envd-init/services.d/noise.toml", NOISE)
+        .script(storm::MAKER, fs::read(relay::compile_peer("orphans")?)?)
         .script("/opt/envd-stand-in", fs::read(paths::stand_in()?)?))
 }
 

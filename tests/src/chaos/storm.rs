@@ -1,4 +1,4 @@
-//! Orphans by the thousand and a fork storm, from an account of the sandbox.
+//! Orphans by the thousand and a fork storm, from an account of the sandbox without any right.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,8 +23,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
 
 const ACCOUNT: &str = "storm";
 const UID: u32 = 1501;
-/// Children of one shell: what it leaves at its end are orphans.
-const BATCH: u64 = 500;
+/// What makes them, in the guest.
+pub(super) const MAKER: &str = "/opt/orphans";
 /// Processes of the storm at a time.
 const STORM: u32 = 200;
 /// How much longer a restart may take under the storm.
@@ -36,30 +36,37 @@ fn orphans(guest: &Guest, trial: &mut Trial) -> Result<()> {
     guest.add_account(ACCOUNT, UID)?;
     let at_rest = restarts(guest, trial, "at rest")?;
     let before = processes(guest)?;
+    make_orphans(guest, trial)?;
+    let stormy = in_a_storm(guest, trial)?;
+    let left = wait::gently("the storm to be over", wait::BOUND, || gone(guest));
+    trial.many_of("orphans to be reaped", trial.count, left);
+    let after = processes(guest)?;
+    trial.require(after <= before + 2, || format!("{before} processes before, {after} after"));
+    compare(trial, &at_rest, &stormy);
+    trial.attempt("at the end", guest.serves());
+    Ok(())
+}
+
+/// Makes them all, and kills envd meanwhile.
+fn make_orphans(guest: &Guest, trial: &mut Trial) -> Result<()> {
+    let begun = Instant::now();
+    guest.sh("rm -f /tmp/orphans-made")?;
+    start(guest, "orphans", &format!("{MAKER} {} && touch /tmp/orphans-made", trial.count))?;
+    restarts(guest, trial, "while orphans are made")?;
+    wait::gently("the orphans to be made", BOUND, || Ok(guest.sh("test -e /tmp/orphans-made").ok()))?;
+    trial.figure(format!("{} orphans in {:.0} s", trial.count, begun.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// Forks without end, as much as the account may, and kills envd meanwhile.
+fn in_a_storm(guest: &Guest, trial: &mut Trial) -> Result<Vec<Duration>> {
     let storm = format!(
         "ulimit -u {STORM}; bomb() {{ while :; do (sleep 0.01 &) 2>/dev/null; done; }}; for i in 1 2 3 4; do bomb & done; wait"
     );
     start(guest, "storm", &storm)?;
-    let batches = trial.count.div_ceil(BATCH);
-    let maker = format!(
-        "b=0; while [ $b -lt {batches} ]; do sh -c 'n=0; while [ $n -lt {BATCH} ]; do : & n=$((n+1)); done'; b=$((b+1)); done; \
-         touch /tmp/orphans-made"
-    );
-    guest.sh("rm -f /tmp/orphans-made")?;
-    let begun = Instant::now();
-    start(guest, "orphans", &maker)?;
-    let stormy = restarts(guest, trial, "in the storm")?;
-    wait::gently("the orphans to be made", BOUND, || Ok(guest.sh("test -e /tmp/orphans-made").ok()))?;
-    let took = begun.elapsed();
+    let times = restarts(guest, trial, "in the storm");
     guest.sh(&format!("pkill -KILL -u {ACCOUNT}; true"))?;
-    let left = wait::gently("the storm to be over", wait::BOUND, || gone(guest));
-    trial.many_of("orphans", batches * BATCH, left);
-    let after = processes(guest)?;
-    trial.require(after <= before + 2, || format!("{before} processes before, {after} after"));
-    compare(trial, &at_rest, &stormy);
-    trial.figure(format!("{} orphans in {:.0} s", batches * BATCH, took.as_secs_f64()));
-    trial.attempt("at the end", guest.serves());
-    Ok(())
+    times
 }
 
 /// Runs a script of the account in the sandbox's cgroup, in the background.
