@@ -8,17 +8,15 @@
 //! | half-close of the guest: the host never sees it | the same, as vhost-device-vsock already hides it |
 //! | every failure is a bare close | the same |
 //! | 1023 connections at most | the same |
-//! | takes what the host sends while the VM is paused | [`Firecracker::pause`]: it waits here, since the worker of vhost-device-vsock 0.3 ends when anything reaches it then |
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -45,21 +43,6 @@ struct Shared {
     open: AtomicUsize,
     split: AtomicUsize,
     next_port: AtomicU32,
-    /// Locked for writing while the VM is paused.
-    running: RwLock<()>,
-}
-
-/// While this lives nothing reaches the VMM behind.
-#[derive(Debug)]
-pub struct Paused<'a>(#[expect(dead_code, reason = "held, not read")] RwLockWriteGuard<'a, ()>);
-
-/// The VMM's worker is told of the pause and of its end beside the monitor's answer; what reaches it before that ends it.
-const SETTLE: Duration = Duration::from_secs(1);
-
-impl Drop for Paused<'_> {
-    fn drop(&mut self) {
-        thread::sleep(SETTLE);
-    }
 }
 
 impl Firecracker {
@@ -72,7 +55,6 @@ impl Firecracker {
             open: AtomicUsize::new(0),
             split: AtomicUsize::new(0),
             next_port: AtomicU32::new(1 << 30),
-            running: RwLock::new(()),
         });
         let (accepting, given) = (listener.try_clone()?, Arc::clone(&shared));
         thread::Builder::new().name("firecracker".into()).spawn(move || {
@@ -91,13 +73,6 @@ impl Firecracker {
     /// How many CONNECT lines came in pieces, or were none.
     pub fn split(&self) -> usize {
         self.shared.split.load(Ordering::SeqCst)
-    }
-
-    /// To be held from before the VM is stopped until it goes on.
-    pub fn pause(&self) -> Paused<'_> {
-        let paused = self.shared.running.write().unwrap_or_else(PoisonError::into_inner);
-        thread::sleep(SETTLE);
-        Paused(paused)
     }
 
     /// How many connections are open.
@@ -130,35 +105,28 @@ impl Shared {
             }
             Line::None => return Ok(()),
         };
-        drop(self.while_running());
         let guest = http::hybrid_vsock(&self.behind, port, wait::BOUND)?;
         let local = self.next_port.fetch_add(1, Ordering::SeqCst);
         host.write_all(format!("OK {local}\n").as_bytes())?;
         let (dropped, guest_again) = (AtomicBool::new(false), guest.try_clone()?);
         thread::scope(|scope| {
-            scope.spawn(|| self.to_the_guest(&host, &guest, &dropped));
+            scope.spawn(|| to_the_guest(&host, &guest, &dropped));
             to_the_host(&guest_again, &host, &dropped);
         });
         Ok(())
     }
+}
 
-    fn while_running(&self) -> RwLockReadGuard<'_, ()> {
-        self.running.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The host's end is a full close for the guest.
-    fn to_the_guest(&self, mut host: &UnixStream, mut guest: &UnixStream, dropped: &AtomicBool) {
-        let mut buffer = vec![0; CHUNK];
-        while let Ok(count @ 1..) = host.read(&mut buffer) {
-            let _running = self.while_running();
-            if guest.write_all(&buffer[..count]).is_err() {
-                break;
-            }
+/// The host's end is a full close for the guest; the guest's own end loses nothing of what it has sent.
+fn to_the_guest(mut host: &UnixStream, mut guest: &UnixStream, dropped: &AtomicBool) {
+    let mut buffer = vec![0; CHUNK];
+    while let Ok(count @ 1..) = host.read(&mut buffer) {
+        if guest.write_all(&buffer[..count]).is_err() {
+            return;
         }
-        dropped.store(true, Ordering::SeqCst);
-        let _running = self.while_running();
-        let _ = guest.shutdown(Shutdown::Write);
     }
+    dropped.store(true, Ordering::SeqCst);
+    let _ = guest.shutdown(Shutdown::Write);
 }
 
 /// What a host has said first.
@@ -197,6 +165,8 @@ fn to_the_host(mut guest: &UnixStream, mut host: &UnixStream, dropped: &AtomicBo
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// A kind VMM: OK, and what it hears is sent back, the end included.

@@ -54,7 +54,6 @@ fn bridge(vm: &Vm, via: Via) -> Result<Process> {
     let words: Vec<std::ffi::OsString> = words.map(Into::into).to_vec();
     let log = vm.dir().join(LOG);
     let bridge = Process::start(Path::new("ip"), &words, &log)?;
-    // By its word: a connection that is closed at once could end vhost-device-vsock 0.3.0, which writes its OK into it.
     wait::until("the bridge to listen", wait::BOUND, || {
         let said = std::fs::read_to_string(&log).unwrap_or_default();
         ensure!(bridge.ended().is_none(), "the bridge ended: {}", said.trim());

@@ -4,9 +4,11 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::time::Duration;
 
+use tests::http::hybrid_vsock;
 use tests::net::run;
-use tests::{Kernel, Vm};
+use tests::{Image, Kernel, Via, Vm, wait};
 
 /// Prints what it was given, then serves a line on vsock-free TCP for as long as it lives.
 const INIT: &str = r#"#!/bin/sh
@@ -96,6 +98,33 @@ fn the_monitor_stops_and_continues_and_a_reboot_ends_the_vm() {
     assert!(vm.wait_end().unwrap().success());
     let error = vm.console().wait("this never comes").unwrap_err().to_string();
     assert!(error.contains("the VM ended"), "{error}");
+}
+
+/// The device is as patient as Firecracker's: who asks before the guest's driver is there or while the VM stands still, and leaves
+/// again, ends nothing, and who stays is answered.
+#[test]
+fn vsock_is_there_after_being_asked_too_early_and_during_a_pause() {
+    let vm = Vm::of(&Image::native().bake().unwrap()).boot().unwrap();
+    let port = u32::from(envd_api::PORT);
+    let impatient = || drop(hybrid_vsock(&vm.vsock_socket(), port, Duration::from_millis(20)));
+    wait::until("the guest to boot", wait::BOUND, || {
+        impatient();
+        Ok(vm.console().has("envd is healthy")?.then_some(()))
+    })
+    .unwrap();
+    vm.wait_healthy(Via::Vsock).unwrap();
+    for _ in 0..3 {
+        vm.qmp().stop().unwrap();
+        (0..5).for_each(|_| impatient());
+        let patient = std::thread::spawn({
+            let socket = vm.vsock_socket();
+            move || hybrid_vsock(&socket, port, wait::BOUND).is_ok()
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        vm.qmp().cont().unwrap();
+        assert!(patient.join().unwrap());
+        assert_eq!(vm.get(Via::Vsock, "/health").unwrap().status, 204);
+    }
 }
 
 /// What a failed test needs is kept, and the rest is removed, when it panics.

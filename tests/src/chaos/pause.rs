@@ -50,11 +50,9 @@ fn stopped(guest: &Guest, trial: &mut Trial) -> Result<()> {
 }
 
 fn still(guest: &Guest, pause: Duration) -> Result<()> {
-    let paused = guest.bed()?.pause();
     guest.vm()?.qmp().stop()?;
     thread::sleep(pause);
     guest.vm()?.qmp().cont()?;
-    drop(paused);
     guest.serves()
 }
 

@@ -128,7 +128,6 @@ fn control(bed: &Bed, verb: &str) -> Result<()> {
 pub fn stopped(bed: &Bed, open: usize, pause: Duration) -> Result<()> {
     let door = bed.firecracker();
     let idlers = super::idlers(&door, open)?;
-    let paused = bed.firecracker.pause();
     bed.vm.qmp().stop()?;
     let patient = thread::spawn({
         let door = door.clone();
@@ -139,7 +138,6 @@ pub fn stopped(bed: &Bed, open: usize, pause: Duration) -> Result<()> {
     drop(impatient);
     thread::sleep(pause);
     bed.vm.qmp().cont()?;
-    drop(paused);
     ensure!(door.is_healthy(), "nobody is served after the VM had stood still");
     super::wake_idlers(&idlers).context("after the VM had stood still")?;
     ensure!(patient.join().unwrap_or(false), "who connected meanwhile was not served afterwards");

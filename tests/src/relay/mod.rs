@@ -15,13 +15,7 @@ use anyhow::{Context, Result, ensure};
 pub use endure::*;
 pub use load::*;
 
-use crate::{
-    Envd, Image, Vm,
-    firecracker::{Firecracker, Paused},
-    http,
-    image::Bake,
-    paths, wait,
-};
+use crate::{Envd, Image, Vm, firecracker::Firecracker, http, image::Bake, paths, wait};
 
 /// envd behind the relay of every image.
 pub const ENVD: u32 = envd_api::PORT as u32;
@@ -87,8 +81,6 @@ impl Bed {
 
     /// A VM of an image as [`bake`] describes it, once its envd answers.
     pub fn of(vm: Vm) -> Result<Self> {
-        // Not before the guest's driver is there: vhost-device-vsock never answers what was asked too early.
-        vm.console().wait("envd is healthy").inspect_err(|_| vm.keep_logs())?;
         let firecracker = Firecracker::before(&vm.vsock_socket(), &vm.dir().join("fc.sock"))?;
         let bed = Self { vm, firecracker };
         let healthy = || Ok(bed.kind().is_healthy().then_some(()));
@@ -114,11 +106,6 @@ impl Bed {
     /// Both, by name.
     pub fn doors(&self) -> [(&'static str, Door); 2] {
         [("the VMM's socket", self.kind()), ("Firecracker's socket", self.firecracker())]
-    }
-
-    /// To be held from before the VM is stopped until it goes on: see [`Firecracker::pause`].
-    pub fn pause(&self) -> Paused<'_> {
-        self.firecracker.pause()
     }
 
     /// What Firecracker would have refused to read.
