@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 
 use guest::cmdline::{Cmdline, ip::IpParam};
 use guest::{config, control};
@@ -70,15 +71,20 @@ fn gateway(routes: &str, interface: &str) -> Option<String> {
     })
 }
 
-/// The relay's process; it lives in `init.scope`, so few have to be looked at.
+/// The relay's process. It lives in `init.scope`, so few have to be looked at; without cgroup2 it may be anywhere.
 pub(super) fn relay_pid() -> Option<i32> {
-    let processes = fs::read_to_string(RELAY_CGROUP).ok()?;
-    processes.lines().filter_map(|line| line.parse().ok()).find(|pid: &i32| is_relay(*pid))
+    let processes = fs::read_to_string(RELAY_CGROUP).unwrap_or_default();
+    let found = processes.lines().filter_map(|line| line.parse().ok()).find(|pid| is_relay(*pid));
+    found.or_else(|| {
+        let entries = fs::read_dir("/proc").ok()?.filter_map(Result::ok);
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid| is_relay(*pid))
+    })
 }
 
-/// By its name: the file that it runs from is that of all our programs.
+/// By its name, since the file that it runs from is that of all our programs; and root's, since anybody can take a name.
 fn is_relay(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == RELAY)
+        && fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == 0)
 }
 
 /// When a process was started, in guest-monotonic time (to the kernel's tick).
