@@ -53,22 +53,41 @@ const REPLACED: [(&str, &[&str]); 18] = [
     ("StartLimitAction", &["none"]),
 ];
 
-/// Judges the lines of a unit, drop-ins included.
-pub fn merge(lines: &[Line]) -> Merge {
+/// Judges the lines of a unit, drop-ins included. `ours` is the file name of our own drop-in.
+pub fn merge(lines: &[Line], ours: &str) -> Merge {
     let mut merge = Merge { exec_start: command::WRAPPER.to_owned(), ..Merge::default() };
     for line in in_force(lines) {
-        if line.key == "ExecStart" {
+        if comes_after(line, ours) && is_ours(&line.key) {
+            merge.refused.push(remark(
+                line,
+                format!("this file comes after our drop-in {ours} by its name, and would undo it: rename it"),
+            ));
+        } else if line.key == "ExecStart" {
             judge_command(&mut merge, line);
         } else if let Some(why) = refusal(line) {
             merge.refused.push(remark(line, why));
         } else if let Some(why) = limit(line) {
             merge.limited.push(remark(line, why));
-        } else if REPLACED.iter().any(|(key, same)| *key == line.key && !same.contains(&line.value.as_str()))
-        {
+        } else if is_ours(&line.key) && !means_the_same(line) {
             merge.replaced.push(remark(line, "replaced by the drop-in"));
         }
     }
     merge
+}
+
+/// Whether the drop-in sets this key.
+fn is_ours(key: &str) -> bool {
+    key == "ExecStart" || REPLACED.iter().any(|(name, _)| *name == key)
+}
+
+fn means_the_same(line: &Line) -> bool {
+    REPLACED.iter().any(|(key, same)| *key == line.key && same.contains(&line.value.as_str()))
+}
+
+/// Drop-ins of all folders are read in the order of their file names.
+fn comes_after(line: &Line, ours: &str) -> bool {
+    let name = line.file.rsplit('/').next().unwrap_or_default();
+    line.file.contains(".d/") && name > ours
 }
 
 fn remark(line: &Line, text: impl Into<String>) -> Remark {
@@ -167,7 +186,7 @@ mod tests {
                 })
             })
             .collect();
-        merge(&lines)
+        merge(&lines, "zz-envd-init.conf")
     }
 
     #[test]
@@ -195,6 +214,26 @@ mod tests {
         );
         assert_eq!(unit.refused.iter().map(|remark| remark.line.number).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
         assert!(unit.refused[4].to_string().ends_with("the wrapper needs AF_VSOCK too"));
+    }
+
+    /// An owner's file that sorts behind ours would win, and the wrapper would not run at all.
+    #[test]
+    fn a_drop_in_that_comes_after_ours_is_named() {
+        let line = |file: &str, key: &str| Line {
+            file: file.into(),
+            number: 2,
+            section: "Service".into(),
+            key: key.into(),
+            value: "x".into(),
+        };
+        let last = "/etc/systemd/system/envd.service.d/zzz.conf";
+        let merged = merge(&[line(last, "TimeoutStopSec"), line(last, "Nice")], "zz-envd-init.conf");
+        assert_eq!(merged.refused.len(), 1);
+        assert!(
+            merged.refused[0].to_string().contains("zzz.conf:2: TimeoutStopSec=x: this file comes after")
+        );
+        let before = "/etc/systemd/system/envd.service.d/override.conf";
+        assert!(merge(&[line(before, "TimeoutStopSec")], "zz-envd-init.conf").refused.is_empty());
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn systemd(files: &impl Files) -> Result<(Plan, Vec<String>), Error> {
             if !unit::is_wanted(files, "envd.service")? {
                 notes.push("envd.service is not enabled: envd will not start at boot".to_owned());
             }
-            let merge = accept(merge::merge(&lines), &mut notes)?;
+            let merge = accept(merge::merge(&lines, ours), &mut notes)?;
             DROP_IN.1.replace(EXEC_START, &format!("ExecStart={}", merge.exec_start))
         }
     };
