@@ -59,7 +59,7 @@ fn run(settings: Settings) -> ExitCode {
     // Our own PID 1 would take it for more to log, and has read the same configuration.
     if !report::is_our_inits_service() {
         guest::log::reopen();
-        guest::log::mirror_on_stderr();
+        guest::log::mirror_on_stderr(!keep::has_service());
         settings.tell_problems();
     }
     guest::log::set_debug(settings.config.log.debug);

@@ -62,9 +62,9 @@ pub fn begin(component: &'static str) {
     let _ = tracing::subscriber::set_global_default(Bridge);
 }
 
-/// From now on everything goes to standard error as well, where somebody reads it.
-pub fn mirror_on_stderr() {
-    with(|logger| logger.mirror = Mirror::open(logger.console.path()));
+/// From now on everything goes to standard error as well, where somebody reads it; see [`Mirror::open`].
+pub fn mirror_on_stderr(may_wait: bool) {
+    with(|logger| logger.mirror = Mirror::open(logger.console.path(), may_wait));
 }
 
 /// Lets records of level debug through.

@@ -2,7 +2,8 @@
 //! its services print.
 //!
 //! journald gets its own form (`<6>component: text`), everybody else the console's. Nothing here waits: what a reader does not
-//! take is lost here, counted and said; the ring has it all the same.
+//! take is lost here, counted and said; the ring has it all the same. A file cannot be written without waiting while its
+//! filesystem is frozen, as the root filesystem is before some pauses.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -42,8 +43,9 @@ enum Sink {
 }
 
 impl Mirror {
-    /// `None` where nobody would read it: there is none, or it is the console, which has everything already.
-    pub fn open(console: Option<&Path>) -> Option<Self> {
+    /// `None` where nobody would read it: there is none, or it is the console, which has everything already. A file on the root
+    /// filesystem is taken for none, unless `may_wait`.
+    pub fn open(console: Option<&Path>, may_wait: bool) -> Option<Self> {
         let stderr = io::stderr().as_fd().try_clone_to_owned().ok()?;
         let meta = fs::metadata(STDERR).ok()?;
         let kind = meta.file_type();
@@ -51,6 +53,9 @@ impl Mirror {
         let is_null = device(Path::new("/dev/null")) == Some(meta.rdev());
         let is_console = meta.rdev() == CONSOLE || console.and_then(device) == Some(meta.rdev());
         if kind.is_char_device() && (is_null || is_console) {
+            return None;
+        }
+        if kind.is_file() && !may_wait && fs::metadata("/").is_ok_and(|root| root.dev() == meta.dev()) {
             return None;
         }
         let journal = std::env::var(JOURNAL).is_ok_and(|id| id == format!("{}:{}", meta.dev(), meta.ino()));
