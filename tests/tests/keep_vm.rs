@@ -1,47 +1,49 @@
 //! Keep mode on real images: Debian with systemd and with OpenRC, envd under the wrapper, the relay beside it.
 //!
-//! One VM an init, since systemd boots slowly under emulation; each part leaves envd running for the next.
+//! One VM an init, since both boot slowly under emulation; each part leaves envd running for the next.
 
 #![allow(clippy::unwrap_used, reason = "the parts of a test are functions here; each fails by panicking")]
 
 use std::process::Command;
 
+use envd_api::OCTET_STREAM;
+use tests::http::Request;
 use tests::image::Envd;
 use tests::keep::{BOOT, Init};
 use tests::life::{self, detached, envd_pid, wait_other_envd};
 use tests::{Via, Vm, part, paths, sdk, wait};
 
-#[test]
-fn systemd_keeps_the_image_and_envd_is_never_silently_dead() {
-    whole_life(Init::Systemd);
-}
+/// Kills are few here; hundreds are chaos's.
+const KILLS: usize = 5;
 
+/// Side by side: each of them waits most of the time.
 #[test]
-fn openrc_keeps_the_image_and_envd_is_never_silently_dead() {
-    whole_life(Init::OpenRc);
+fn systemd_and_openrc_keep_the_image_and_envd_is_never_silently_dead() {
+    std::thread::scope(|scope| {
+        [Init::Systemd, Init::OpenRc].map(|init| scope.spawn(move || whole_life(init)));
+    });
 }
 
 fn whole_life(init: Init) {
     tests::require_root().unwrap();
     let image = init.image(Envd::preferred()).unwrap().bake().unwrap();
-    let vm = Vm::of(&image).memory_mib(768).boot().unwrap();
-    vm.wait_healthy_within(Via::Tcp, BOOT).unwrap();
-    vm.wait_healthy(Via::Vsock).unwrap();
-    part("demo", || Via::BOTH.into_iter().for_each(|via| sdk::calls(&vm, via).unwrap()));
-    part("console", || console_and_getty(&vm));
-    part("world", || envd_has_the_units_world(&vm, init));
-    part("control", || control_says_keep(&vm));
-    part("kills", || drop(life::kills(&vm, 30).unwrap()));
-    part("relay", || relay_comes_back(&vm, init));
-    part("update", || life::updates(&vm, init.restart()).unwrap());
-    part("upgrade", || life::upgrade(&vm, None).unwrap());
-    part("provisioning", || provisioning_does_not_undo_it(&vm, init));
-    part("stop", || a_stop_is_not_answered_by_a_respawn(&vm, init));
-    part("freeze", || assert!(life::freeze(&vm).unwrap().is_none_or(|audit| audit.is_clean())));
-    part("reboot", || {
-        detach_reboot(&vm);
-        vm.wait_end().unwrap();
-    });
+    let part = |name: &str, run: &dyn Fn(&Vm), vm: &Vm| part(&format!("{}: {name}", init.name()), || run(vm));
+    let vm = Vm::of(&image).memory_mib(768).survive_reboot().boot().unwrap();
+    let vm = &vm;
+    part("boot", &|vm| vm.wait_healthy_within(Via::Tcp, BOOT).unwrap(), vm);
+    part("demo", &|vm| Via::BOTH.into_iter().for_each(|via| sdk::calls(vm, via).unwrap()), vm);
+    part("console", &console_and_getty, vm);
+    part("world", &|vm| envd_has_the_units_world(vm, init), vm);
+    part("control", &control_says_keep, vm);
+    part("kills", &|vm| drop(life::kills(vm, KILLS).unwrap()), vm);
+    part("relay", &|vm| relay_comes_back(vm, init), vm);
+    part("update", &|vm| life::updates(vm, init.restart()).unwrap(), vm);
+    part("upgrade", &|vm| life::upgrade(vm, None).unwrap(), vm);
+    part("provisioning", &|vm| provisioning_does_not_undo_it(vm, init), vm);
+    part("stop", &|vm| a_stop_is_not_answered_by_a_respawn(vm, init), vm);
+    part("freeze", &|vm| assert!(life::freeze(vm).unwrap().is_none_or(|audit| audit.is_clean())), vm);
+    part("install", &it_goes_out_and_in_while_the_machine_runs, vm);
+    part("reboot", &it_is_there_after_a_reboot, vm);
 }
 
 /// The wrapper's lines stand beside what the image's init prints, and go on after a getty took the line: it can be
@@ -167,7 +169,7 @@ fn provisioning_does_not_undo_it(vm: &Vm, init: Init) {
             "ln -sf /lib/systemd/systemd /usr/sbin/init",
             "systemctl daemon-reload",
         ),
-        Init::OpenRc => ("/etc/init.d/envd", "true", "rc-update -u"),
+        Init::OpenRc => ("/etc/init.d/envd", "ln -sf /bin/busybox /usr/sbin/init", "rc-update -u"),
     };
     let steps = format!(
         "set -e; cp /usr/bin/envd /usr/bin/envd.new; mv /usr/bin/envd.new /usr/bin/envd; chmod -R 777 /usr/local; {link}; \
@@ -177,9 +179,7 @@ fn provisioning_does_not_undo_it(vm: &Vm, init: Init) {
     );
     detached(vm, &steps).unwrap();
     let pid = wait_other_envd(vm, Via::Vsock, old).unwrap();
-    let parent =
-        vm.sh(Via::Tcp, &format!("cat /proc/$(awk '/^PPid/{{print $2}}' /proc/{pid}/status)/comm")).unwrap();
-    assert_eq!(parent, "envd-wrapper");
+    assert_eq!(parent(vm), "envd-wrapper");
     let set = vm.sh(Via::Tcp, &format!("tr '\\0' '\\n' </proc/{pid}/environ | grep KEPT")).unwrap();
     assert_eq!(set, "KEPT_FROM_THE_UNIT=again", "the new service's settings hold");
 }
@@ -194,6 +194,51 @@ fn a_stop_is_not_answered_by_a_respawn(vm: &Vm, init: Init) {
     vm.wait_healthy(Via::Vsock).unwrap();
 }
 
-fn detach_reboot(vm: &Vm) {
-    let _ = vm.exec_as(Via::Tcp, "setsid sh -c 'sleep 1; reboot' </dev/null >/dev/null 2>&1 &", Some("root"));
+/// By hand, from the payload: without a trace, and back again.
+fn it_goes_out_and_in_while_the_machine_runs(vm: &Vm) {
+    let tar = vm.dir().join("payload.tar");
+    let rootfs = Command::new(paths::host_bin("rootfs").unwrap())
+        .arg("payload")
+        .arg("--guest")
+        .arg(paths::guest_dir())
+        .arg("--out")
+        .arg(&tar)
+        .output()
+        .unwrap();
+    assert!(rootfs.status.success(), "{}", String::from_utf8_lossy(&rootfs.stderr));
+    let headers = vec![("content-type", OCTET_STREAM.to_owned())];
+    let (target, body) = ("/files?path=/run/payload.tar&username=root", std::fs::read(&tar).unwrap());
+    let written = vm.request(Via::Tcp, &Request { method: "POST", target, headers, body }).unwrap();
+    assert_eq!(written.status, 200, "{}", written.text());
+    let install = "sh /run/payload/usr/lib/envd-init/install.sh";
+    let said = detached(
+        vm,
+        &format!(
+            "mkdir -p /run/payload && tar -xf /run/payload.tar -C /run/payload && {install} --uninstall"
+        ),
+    )
+    .unwrap();
+    assert!(said.contains("keep mode is out"), "{said}");
+    assert_ne!(parent(vm), "envd-wrapper");
+    let left = "find / -xdev -path '*envd-init*' -not -path '/run/*' -not -path '/proc/*'";
+    assert_eq!(vm.sh(Via::Tcp, &format!("{left} | grep -v ^/usr/lib/envd-init || true")).unwrap(), "");
+    assert!(vm.health(Via::Vsock).is_err(), "the relay still runs");
+    let said = detached(vm, install).unwrap();
+    assert!(said.contains("keep mode is in"), "{said}");
+    vm.wait_healthy(Via::Vsock).unwrap();
+    assert_eq!(parent(vm), "envd-wrapper");
+}
+
+/// Name of envd's parent.
+fn parent(vm: &Vm) -> String {
+    vm.sh(Via::Tcp, "cat /proc/$(awk '/^PPid/{print $2}' /proc/$(pidof envd)/status)/comm").unwrap()
+}
+
+/// What provisioning wrote anew, init and all, boots into keep mode again.
+fn it_is_there_after_a_reboot(vm: &Vm) {
+    let mark = vm.console().mark();
+    let _ = vm.sh(Via::Tcp, "setsid sh -c 'sleep 1; reboot' </dev/null >/dev/null 2>&1 &");
+    vm.console().wait_within(mark, r"envd-init: boot \{", BOOT).unwrap();
+    vm.wait_healthy(Via::Vsock).unwrap();
+    assert_eq!(parent(vm), "envd-wrapper");
 }
