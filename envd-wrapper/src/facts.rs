@@ -26,7 +26,7 @@ pub(crate) enum Kind {
 
 /// Tells one content from another: nobody changes a file without its change time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity {
+pub(crate) struct Identity {
     device: u64,
     inode: u64,
     size: u64,
@@ -34,7 +34,7 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(file: &Metadata) -> Self {
+    pub(crate) fn of(file: &Metadata) -> Self {
         let changed = (file.ctime(), file.ctime_nsec());
         Self { device: file.dev(), inode: file.ino(), size: file.len(), changed }
     }

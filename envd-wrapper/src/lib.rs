@@ -24,6 +24,7 @@ mod probe;
 mod report;
 mod shim;
 mod supervisor;
+mod version;
 mod world;
 
 use std::process::ExitCode;

@@ -45,6 +45,11 @@ impl Reporter {
         }
     }
 
+    /// Whether it is our own PID 1 that is told.
+    pub(crate) const fn is_ours(&self) -> bool {
+        self.is_ours
+    }
+
     /// When [`Reporter::tick`] is due.
     pub(crate) fn deadline(&self) -> Option<Moment> {
         let ready_by = (!self.said_ready).then_some(self.ready_by);

@@ -65,6 +65,7 @@ fn platform(path: &Path, settings: &Settings) -> Program {
         oom_score_adj: Some(-1000),
         cgroup: settings.cgroup.clone(),
         death_signal: Some(Signal::SIGKILL),
+        alias_of: None,
         output: Output::Pipes,
     }
 }

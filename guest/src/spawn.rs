@@ -7,13 +7,15 @@
 //! failed exec ends the child. The pipe's end of file means that the program runs. The parent reads it when its loop says
 //! so and never waits for it: a child in a frozen cgroup does not get to exec until the thaw.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, pipe2};
@@ -88,6 +90,9 @@ pub struct Program {
     pub cgroup: Option<PathBuf>,
     /// What it gets when its parent dies.
     pub death_signal: Option<Signal>,
+    /// The program that is bound over `path`, a file that is there, in a mount namespace of the child's own: the process then
+    /// bears `path`'s name wherever processes are looked for by name.
+    pub alias_of: Option<PathBuf>,
     pub output: Output,
 }
 
@@ -102,6 +107,7 @@ pub enum Step {
     Nice,
     IoPriority,
     Limit,
+    Alias,
     Directory,
     Identity,
     DeathSignal,
@@ -147,7 +153,7 @@ impl Resource {
 }
 
 impl Step {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Session,
         Self::Stdio,
         Self::Cgroup,
@@ -155,6 +161,7 @@ impl Step {
         Self::Nice,
         Self::IoPriority,
         Self::Limit,
+        Self::Alias,
         Self::Directory,
         Self::Identity,
         Self::DeathSignal,
@@ -172,6 +179,7 @@ impl Step {
             Self::Nice => "set its nice value",
             Self::IoPriority => "set its I/O priority",
             Self::Limit => "set a resource limit",
+            Self::Alias => "take another name",
             Self::Directory => "change to its directory",
             Self::Identity => "become its user",
             Self::DeathSignal => "set its parent-death signal",
@@ -182,7 +190,7 @@ impl Step {
 
     /// One that must not be passed over: what runs would run as somebody else or somewhere else.
     const fn is_vital(self) -> bool {
-        matches!(self, Self::Identity | Self::Directory | Self::Exec)
+        matches!(self, Self::Identity | Self::Directory | Self::Alias | Self::Exec)
     }
 }
 
@@ -309,6 +317,7 @@ struct Prepared {
     environment: Vec<CString>,
     directory: Option<CString>,
     cgroup: Option<CString>,
+    alias_of: Option<CString>,
     oom_score: Option<String>,
 }
 
@@ -332,6 +341,7 @@ impl Prepared {
                 .as_deref()
                 .map(|folder| c_string(folder.join("cgroup.procs").as_os_str()))
                 .transpose()?,
+            alias_of: program.alias_of.as_deref().map(|path| c_string(path.as_os_str())).transpose()?,
             oom_score: program.oom_score_adj.map(|score| score.to_string()),
         })
     }
@@ -367,6 +377,7 @@ impl Child<'_> {
         for limit in &self.program.limits {
             self.step_of(Step::Limit, limit.resource as u8, set_limit(limit));
         }
+        self.step(Step::Alias, self.take_alias());
         self.step(Step::Directory, self.change_directory());
         self.step(Step::Identity, self.become_user());
         self.step(Step::DeathSignal, self.set_death_signal());
@@ -419,6 +430,15 @@ impl Child<'_> {
 
     fn set_io_priority(&self) -> Result<(), Errno> {
         self.program.io_priority.map_or(Ok(()), |(class, level)| sys::set_io_priority(class, level))
+    }
+
+    fn take_alias(&self) -> Result<(), Errno> {
+        let Some(program) = self.prepared.alias_of.as_deref() else { return Ok(()) };
+        let none = None::<&CStr>;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        // Not told to the namespace that it was copied from.
+        mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        mount(Some(program), self.prepared.path.as_c_str(), none, MsFlags::MS_BIND, none)
     }
 
     fn change_directory(&self) -> Result<(), Errno> {
@@ -574,6 +594,33 @@ mod tests {
         let (_, text, _) =
             run(&Program { name: Some("envd".into()), ..shell("cat /proc/$$/cmdline | tr '\\0' ' '") });
         assert!(text.starts_with("envd -c"), "{text}");
+    }
+
+    /// As envd's version is asked for: who looks for envd by name, in whichever way, must not find this one.
+    #[test]
+    fn an_alias_is_all_that_is_seen_of_a_program() {
+        let folder = tempfile::tempdir().unwrap();
+        let alias = folder.path().join("other-name");
+        File::create(&alias).unwrap();
+        let script = "read -r comm </proc/$$/comm; echo $comm; ls -l /proc/$$/exe | sed 's/.* //'";
+        let program = |path: &Path, of: &str| Program {
+            path: path.to_path_buf(),
+            alias_of: Some(of.into()),
+            name: Some("other-name".into()),
+            ..shell(script)
+        };
+        let (_, text, failures) = run(&program(&alias, "/bin/sh"));
+        assert_eq!(
+            (text.as_str(), failures),
+            (format!("other-name\n{}\n", alias.display()).as_str(), vec![])
+        );
+        assert_eq!(std::fs::metadata(&alias).unwrap().len(), 0, "nothing of it is seen from here");
+        let (_, text, failures) = run(&program(&alias, "/no/such"));
+        assert_eq!(
+            (text.as_str(), failures[0].step),
+            ("", Step::Alias),
+            "it does not run under its own name"
+        );
     }
 
     #[test]

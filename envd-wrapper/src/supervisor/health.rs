@@ -48,6 +48,7 @@ impl Supervisor {
                 self.tell_slowness();
                 self.tell_sight(None);
                 self.feed(Event::Ready);
+                self.look_at_version();
             }
             Outcome::Failed(failure) => {
                 self.probe = None;

@@ -116,6 +116,7 @@ impl Supervisor {
             if !steps.failures.iter().any(spawn::Failure::is_final) {
                 self.status.exec_ns = Some(clock::now().as_nanos() as u64);
                 info!("envd started: {} (pid {})", self.status.program, child.pid);
+                self.recall_version();
                 self.feed(Event::Executed);
             }
         }
@@ -165,6 +166,8 @@ impl Supervisor {
         while let Ok(Some(end)) = guest::sys::reap(None) {
             if self.child.as_ref().is_some_and(|child| child.pid.as_raw() == end.pid) {
                 self.on_death(end);
+            } else {
+                self.take_version(end);
             }
         }
     }
@@ -189,6 +192,7 @@ impl Supervisor {
         };
         self.untold = Some(Untold { end, life, ended: cleanup::end_remains(&self.home) });
         self.status.pid = None;
+        self.version.died();
         (self.status.exec_ns, self.status.listening_ns, self.status.healthy_ns) = (None, None, None);
         self.feed(Event::Exited { success: !end.by_signal && end.status == 0 });
         self.tell_death();

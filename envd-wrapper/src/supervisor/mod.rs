@@ -2,6 +2,7 @@
 
 mod health;
 mod life;
+mod version;
 
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::facts::Known;
 use crate::keep::{self, Keep, Order};
 use crate::probe::Probe;
 use crate::report::Reporter;
+use crate::version::{Question, Schedule};
 use life::{Child, Untold};
 
 /// From QUIT, which lets a Go program write what its goroutines do, to KILL.
@@ -40,6 +42,7 @@ const STDOUT: Token = 2;
 const STDERR: Token = 3;
 const PROBE: Token = 4;
 const CONSOLE: Token = 5;
+const VERSION: Token = 6;
 
 /// Signals that end us; every other one is taken and passed over, never passed on (HUP would kill a Go program).
 const ENDING: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
@@ -66,6 +69,8 @@ pub(crate) struct Supervisor {
     /// Programs' files as they were read.
     known: Known,
     status: EnvdStatus,
+    version: Schedule,
+    question: Option<Question>,
     buffer: Vec<u8>,
     console_watched: bool,
     stopping: bool,
@@ -95,6 +100,8 @@ impl Supervisor {
             quiet_until: None,
             known: Known::default(),
             status: unborn(),
+            version: Schedule::default(),
+            question: None,
             buffer: vec![0; BUFFER],
             console_watched: false,
             stopping: false,
@@ -137,7 +144,8 @@ impl Supervisor {
         let now = clock::now();
         let floods = self.child.iter().flat_map(Child::streams).filter_map(Stream::deadline);
         let keep = self.keep.iter().filter_map(|keep| keep.deadline(now));
-        let own = [self.machine.deadline(), self.reporter.deadline(), self.quiet_until];
+        let own =
+            [self.machine.deadline(), self.reporter.deadline(), self.quiet_until, self.version.deadline()];
         floods.chain(keep).chain(own.into_iter().flatten()).min()
     }
 
@@ -187,6 +195,7 @@ impl Supervisor {
             STDOUT | STDERR => self.drain(token),
             PROBE => self.advance_probe(),
             CONSOLE => guest::log::flush(),
+            VERSION => self.question.iter_mut().for_each(Question::read),
             _ => {}
         }
     }
@@ -198,6 +207,7 @@ impl Supervisor {
             keep.tick(now);
         }
         self.wake_streams();
+        self.ask_version(now);
         if self.quiet_until.is_some_and(|until| until <= now) {
             self.release_console();
         }

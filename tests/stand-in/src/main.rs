@@ -67,7 +67,10 @@ fn parse(args: Vec<std::ffi::OsString>) -> anyhow::Result<Start> {
     while let Some(arg) = parser.next()? {
         match arg {
             Long("help") | Short('h') => return Ok(Start::Say(format!("{HELP}\n{}", Switches::help()))),
-            Long("version") => return Ok(Start::Say("0.0.0-stand-in\n".into())),
+            Long("version") => {
+                std::thread::sleep(std::time::Duration::from_secs_f64(switches.slow_version));
+                return Ok(Start::Say("0.0.0-stand-in\n".into()));
+            }
             Long("resume-handover") => resumed = true,
             Long("port") => port = parser.value()?.parse()?,
             Long(name) => {
