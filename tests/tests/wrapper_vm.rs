@@ -73,9 +73,9 @@ fn an_out_of_memory_kill_is_told_from_others(vm: &Vm) {
 /// The long pauses are chaos's; this one is longer than any bound that runs meanwhile.
 fn a_paused_machine_restarts_nobody(vm: &Vm) {
     let (mark, pid) = (vm.console().mark(), envd_pid(vm, Via::Tcp).unwrap());
-    vm.qmp().stop().unwrap();
+    vm.pause().unwrap();
     std::thread::sleep(std::time::Duration::from_secs(3));
-    vm.qmp().cont().unwrap();
+    vm.resume().unwrap();
     assert_eq!(envd_pid(vm, Via::Vsock).unwrap(), pid);
     assert!(!vm.console().text_after(mark).contains("envd-init: exit"));
 }

@@ -12,6 +12,7 @@ use std::process::ExitStatus;
 use std::thread;
 
 use anyhow::Result;
+use nix::sys::signal::Signal;
 
 pub use builder::{Builder, IP_ARG, qemu_version};
 pub use console::{Console, Mark};
@@ -117,6 +118,21 @@ impl Vm {
     /// A vsock port of the guest, as `envdctl` writes endpoints.
     pub fn vsock_endpoint(&self, port: u32) -> String {
         format!("firecracker:{}:{port}", self.vsock_socket().display())
+    }
+
+    /// Lets the whole machine stand still, its devices too, while time goes by: later its timers come late, as after a
+    /// starved host or a VMM's pause.
+    ///
+    /// QMP's `stop` is no way to do this with a client of vsock about: it takes the rings from vhost-device-vsock, whose
+    /// worker ends for good at the first event that it meets without them (a client that connects or hangs up, a last kick
+    /// of the guest), and vsock is dead when the machine goes on.
+    pub fn pause(&self) -> Result<()> {
+        self.qemu.signal(Signal::SIGSTOP)
+    }
+
+    /// Ends a pause.
+    pub fn resume(&self) -> Result<()> {
+        self.qemu.signal(Signal::SIGCONT)
     }
 
     /// How QEMU ended, once it has.

@@ -11,6 +11,8 @@ use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
 
@@ -44,6 +46,12 @@ impl Process {
     /// How it ended, once it has.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.lock().try_wait().ok().flatten()
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.lock(); // not reaped while we hold it
+        kill(Pid::from_raw(child.id().cast_signed()), signal)
+            .with_context(|| format!("sending {signal} to {}", self.name))
     }
 
     /// SIGKILL, and waits until it is dead.
