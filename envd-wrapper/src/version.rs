@@ -136,10 +136,11 @@ pub(crate) struct Question {
 impl Question {
     /// Starts the program that `pid` runs once more.
     pub(crate) fn ask(pid: i32, reactor: &Reactor, token: Token) -> Result<Self, String> {
+        let path = path(pid).ok_or("its file was replaced or removed")?;
         if !Path::new(ALIAS).exists() {
             File::create(ALIAS).map_err(|error| format!("cannot make {ALIAS}: {error}"))?;
         }
-        let spawned = spawn::spawn(&program(pid)).map_err(|error| error.to_string())?;
+        let spawned = spawn::spawn(&program(path)).map_err(|error| error.to_string())?;
         let stdout = spawned.stdout.and_then(|stdout| reactor.watch(stdout, token, Interest::Read).ok());
         Ok(Self { pid: spawned.pid, stdout, steps: spawned.steps, text: Vec::new() })
     }
@@ -191,10 +192,17 @@ pub(crate) fn identity(pid: i32) -> Option<Identity> {
     fs::metadata(running(pid)).ok().map(|file| Identity::of(&file))
 }
 
-fn program(pid: i32) -> Program {
+/// Where that file is, if it is there still. A mount namespace cannot bind by `/proc/PID/exe`, which leads into another one.
+fn path(pid: i32) -> Option<PathBuf> {
+    let path = fs::read_link(running(pid)).ok()?;
+    let there = fs::metadata(&path).ok().map(|file| Identity::of(&file));
+    (there.is_some() && there == identity(pid)).then_some(path)
+}
+
+fn program(path: PathBuf) -> Program {
     Program {
         path: ALIAS.into(),
-        alias_of: Some(running(pid)),
+        alias_of: Some(path),
         name: Some("envd-version".into()),
         arguments: vec!["-version".into()],
         environment: vec![("GOMAXPROCS".into(), "1".into())],

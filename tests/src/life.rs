@@ -22,6 +22,15 @@ pub fn wait_other_envd(vm: &Vm, via: Via, old: u32) -> Result<u32> {
     wait::gently(&what, wait::BOUND, || Ok(envd_pid(vm, via).ok().filter(|pid| *pid != old)))
 }
 
+/// Waits until the status tells envd's version, which must be what the program itself says.
+pub fn version(vm: &Vm) -> Result<()> {
+    let own = vm.sh(Via::Tcp, "/usr/bin/envd -version")?;
+    let told = || Ok(vm.status()?["envd"]["version"].as_str().map(str::to_owned));
+    let told = wait::gently("envd's version in the status", wait::BOUND, told)?;
+    ensure!(told == own.trim(), "the status says version {told:?}, envd itself {own:?}");
+    envd_pid(vm, Via::Tcp).map(drop)
+}
+
 /// Runs a shell script that outlives envd, and returns what it printed once envd answers again.
 pub fn detached(vm: &Vm, script: &str) -> Result<String> {
     let stamp = std::time::UNIX_EPOCH.elapsed()?.as_nanos();

@@ -35,6 +35,7 @@ fn whole_life(init: Init) {
     part("console", &console_and_getty, vm);
     part("world", &|vm| envd_has_the_units_world(vm, init), vm);
     part("control", &control_says_keep, vm);
+    part("version", &|vm| life::version(vm).unwrap(), vm);
     part("kills", &|vm| drop(life::kills(vm, KILLS).unwrap()), vm);
     part("relay", &|vm| relay_comes_back(vm, init), vm);
     part("update", &|vm| life::updates(vm, init.restart()).unwrap(), vm);

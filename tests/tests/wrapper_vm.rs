@@ -13,6 +13,7 @@ fn whatever_happens_to_envd_it_comes_back_and_its_death_is_explained() {
     let vm = Vm::of(&Image::native().envd(Envd::preferred()).bake().unwrap()).boot().unwrap();
     vm.wait_healthy(Via::Vsock).unwrap();
     part("world", || it_lives_in_the_platforms_world(&vm));
+    part("version", || life::version(&vm).unwrap());
     part("kills", || drop(life::kills(&vm, 30).unwrap()));
     part("update", || life::updates(&vm, "systemctl restart envd").unwrap());
     part("upgrade in place", || life::upgrade(&vm, None).unwrap());
