@@ -20,7 +20,9 @@ const KILLS: usize = 5;
 #[test]
 fn systemd_and_openrc_keep_the_image_and_envd_is_never_silently_dead() {
     std::thread::scope(|scope| {
-        [Init::Systemd, Init::OpenRc].map(|init| scope.spawn(move || whole_life(init)));
+        for init in [Init::Systemd, Init::OpenRc] {
+            scope.spawn(move || whole_life(init));
+        }
     });
 }
 
