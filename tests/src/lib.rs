@@ -65,6 +65,7 @@ pub mod paths;
 pub mod relay;
 pub mod sdk;
 pub mod sweep;
+pub mod units;
 pub mod vm;
 pub mod wait;
 

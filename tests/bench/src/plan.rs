@@ -2,12 +2,12 @@
 
 use anyhow::{Result, bail};
 
-use crate::parts;
+use crate::parts::{self, Part};
 
 /// One run.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Empty: all parts.
+    /// Empty: all parts but those on request.
     only: Vec<String>,
 }
 
@@ -27,8 +27,9 @@ impl Plan {
         Ok(Self { only })
     }
 
-    pub(crate) fn wants(&self, part: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|wanted| wanted == part)
+    pub(crate) fn wants(&self, part: &Part) -> bool {
+        let named = self.only.iter().any(|wanted| wanted == part.name);
+        named || self.only.is_empty() && !part.on_request
     }
 
     /// Progress, on standard error.
@@ -44,9 +45,13 @@ mod tests {
 
     #[test]
     fn parts_are_picked_and_a_misspelt_one_is_named() {
-        assert!(Plan::new("").unwrap().wants("boot"));
-        let some = Plan::new("relay,boot").unwrap();
-        assert!(some.wants("relay") && some.wants("boot") && !some.wants("idle"));
+        let wanted = |only: &str| {
+            let plan = Plan::new(only).unwrap();
+            parts::ALL.iter().filter(|part| plan.wants(part)).map(|part| part.name).collect::<Vec<_>>()
+        };
+        assert_eq!(wanted(""), ["boot", "memory", "idle", "relay", "bridge", "supervise", "images"]);
+        assert_eq!(wanted("relay,boot"), ["boot", "relay"]);
+        assert_eq!(wanted("units"), ["units"]);
         assert!(Plan::new("rely").unwrap_err().to_string().contains("ONLY=rely: no such part"));
     }
 }

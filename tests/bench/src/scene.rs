@@ -1,6 +1,6 @@
 //! The guests that are measured: images with the same envd and the same stamps, and what is PID 1 in them.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use tests::image::Bake;
@@ -56,6 +56,21 @@ impl Contender {
     /// Our init in an image with some more in it.
     pub(crate) fn ours(image: Bake) -> Result<Self> {
         Ok(Self { name: "envd-init", image: stamped(image)?.bake()?, init: None, program: OUR_INIT })
+    }
+
+    /// The same base under systemd, with the platform's unit for envd and the address of eth0.
+    pub(crate) fn systemd_on(base: &Path) -> Result<Self> {
+        let units = paths::root().join("tests/fixtures/keep/systemd/etc/systemd/system");
+        let mut image = Image::untouched(base);
+        for name in ["envd.service", "eth0.service"] {
+            let text = fs::read(units.join(name)).with_context(|| format!("reading {name}"))?;
+            let folder = "/etc/systemd/system";
+            image = image
+                .file(&format!("{folder}/{name}"), text)
+                .link(&format!("{folder}/multi-user.target.wants/{name}"), &format!("../{name}"));
+        }
+        let image = stamped(image.script("/usr/local/bin/e2b-seed-certs", "#!/bin/sh\nexit 0\n"))?.bake()?;
+        Ok(Self { name: "systemd", image, init: None, program: "/systemd" })
     }
 
     /// Waits for the first stamps, and sees that it is this init that was measured.

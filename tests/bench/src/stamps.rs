@@ -39,6 +39,11 @@ impl Stamps {
         (self.healthy - self.pid1) * 1e3
     }
 
+    /// Milliseconds from PID 1's start to that second of the guest's monotonic clock.
+    pub(crate) fn to_second(&self, at: f64) -> f64 {
+        (at - self.pid1) * 1e3
+    }
+
     /// Milliseconds from envd's exec to its first 204.
     pub(crate) fn own(&self) -> f64 {
         (self.healthy - self.exec) * 1e3

@@ -76,7 +76,7 @@ fn compare(contenders: &[Contender], boots: &[Vec<Boot>]) -> Vec<Row> {
 }
 
 /// What QEMU has read from the image so far.
-fn disk_kib(vm: &Vm) -> Result<f64> {
+pub(super) fn disk_kib(vm: &Vm) -> Result<f64> {
     let stats = vm.qmp().command("query-blockstats", &serde_json::json!({}))?;
     let bytes = stats[0]["stats"]["rd_bytes"].as_f64();
     bytes.map(|bytes| bytes / 1024.0).with_context(|| format!("QEMU told no bytes read: {stats}"))

@@ -10,6 +10,7 @@ mod relay;
 mod relay_native;
 mod relay_vm;
 mod supervise;
+mod units;
 
 use anyhow::Result;
 
@@ -20,14 +21,23 @@ use crate::row::Findings;
 pub(crate) struct Part {
     pub(crate) name: &'static str,
     pub(crate) measure: fn(&Plan, &mut Findings) -> Result<()>,
+    /// Runs only when it is named: a full run is to end in less than half an hour.
+    pub(crate) on_request: bool,
 }
 
-pub(crate) const ALL: [Part; 7] = [
-    Part { name: "boot", measure: boot::measure },
-    Part { name: "memory", measure: memory::measure },
-    Part { name: "idle", measure: idle::measure },
-    Part { name: "relay", measure: relay::measure },
-    Part { name: "bridge", measure: bridge::measure },
-    Part { name: "supervise", measure: supervise::measure },
-    Part { name: "images", measure: images::measure },
+impl Part {
+    const fn new(name: &'static str, measure: fn(&Plan, &mut Findings) -> Result<()>) -> Self {
+        Self { name, measure, on_request: false }
+    }
+}
+
+pub(crate) const ALL: [Part; 8] = [
+    Part::new("boot", boot::measure),
+    Part::new("memory", memory::measure),
+    Part::new("idle", idle::measure),
+    Part::new("relay", relay::measure),
+    Part::new("bridge", bridge::measure),
+    Part::new("supervise", supervise::measure),
+    Part::new("images", images::measure),
+    Part { on_request: true, ..Part::new("units", units::measure) },
 ];
