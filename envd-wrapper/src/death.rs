@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use guest::cgroup::Tree;
-use guest::clock::Moment;
+use guest::clock::{Moment, Seconds};
 use guest::control::ExitReport;
 use guest::sys::Reaped;
 use nix::libc::SIGKILL;
@@ -68,7 +68,7 @@ pub(crate) fn describe(report: &ExitReport) -> String {
         (None, Some(code)) => format!("exited with status {code}"),
         (None, None) => "ended".to_owned(),
     };
-    let uptime = Duration::from_millis(report.uptime_ms).as_secs_f64();
+    let uptime = Seconds(Duration::from_millis(report.uptime_ms));
     let core = if report.core { ", core dumped" } else { "" };
     let why = report.reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
     format!("envd (pid {}) {how}{core} after {uptime:.3} s{why}", report.pid)

@@ -302,6 +302,7 @@ pub(crate) mod tests {
         ServiceStatus {
             name: name.into(),
             state: state.into(),
+            enabled: true,
             pid: Some(70),
             restarts: 0,
             since_ns: 731_000_000,

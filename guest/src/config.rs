@@ -6,12 +6,13 @@
 use std::{collections::BTreeMap, io, net::Ipv4Addr, path::Path, str::FromStr};
 
 use serde::Deserialize;
-use toml::{Table, Value};
+use serde_json::Value;
 
 use crate::{
     cmdline::Cmdline,
     files,
     lenient::{self, Read},
+    toml::{self, Table},
 };
 
 /// Where the image's owner puts the configuration.
@@ -221,12 +222,12 @@ pub fn parse(text: &str, cmdline: &Cmdline) -> Read<Config> {
 
 /// What of a file's text is good.
 fn table(text: &str) -> (Table, Vec<String>) {
-    match text.parse::<Table>() {
+    match toml::parse(text) {
         Ok(table) => {
             let good = lenient::good_part::<Config>(&table);
             (good.value, good.problems)
         }
-        Err(error) => (Table::new(), vec![format!("{} (the whole file is passed over)", error.message())]),
+        Err(error) => (Table::new(), vec![format!("{error}; the whole file is passed over")]),
     }
 }
 
@@ -237,13 +238,13 @@ fn with_overrides(mut table: Table, cmdline: &Cmdline) -> Read<Config> {
             problems.push(format!("envd_init.{key} of the kernel's command line: {reason}"));
         }
     }
-    Read { value: table.try_into().unwrap_or_default(), problems }
+    Read { value: lenient::typed(table).unwrap_or_default(), problems }
 }
 
 /// A value of the command line is read as TOML (`1400`, `true`, `["1.1.1.1"]`), and where that does not fit as text.
 fn lay_over(table: &mut Table, key: &str, value: &str) -> Result<(), String> {
     let path: Vec<String> = key.split('.').map(|part| part.replace('-', "_")).collect();
-    let literal = Value::from_str(value).ok();
+    let literal = toml::parse_value(value).ok();
     if let Some(literal) = literal
         && lenient::accept::<Config>(table, &path, literal).is_ok()
     {

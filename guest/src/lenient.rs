@@ -2,7 +2,9 @@
 //! mistake is passed over, named, and all the others count.
 
 use serde::de::DeserializeOwned;
-use toml::{Table, Value};
+use serde_json::Value;
+
+use crate::toml::{self, Table};
 
 /// What was read, and what was passed over, in words that name the key.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,21 +15,21 @@ pub struct Read<T> {
 
 /// Reads `text` into `T`, of which every field must have a default. Never fails: at worst all is at its default.
 pub fn read<T: DeserializeOwned + Default>(text: &str) -> Read<T> {
-    match text.parse::<Table>() {
+    match toml::parse(text) {
         Ok(table) => from_table(&table),
-        Err(error) => Read { value: T::default(), problems: vec![one_line(&error)] },
+        Err(error) => Read { value: T::default(), problems: vec![error.to_string()] },
     }
 }
 
 /// Reads a table into `T`: leaf by leaf, where the whole does not fit.
 pub fn from_table<T: DeserializeOwned + Default>(table: &Table) -> Read<T> {
     let Read { value, problems } = good_part::<T>(table);
-    Read { value: value.try_into().unwrap_or_default(), problems }
+    Read { value: typed(value).unwrap_or_default(), problems }
 }
 
 /// The part of a table that `T` can be read from.
 pub fn good_part<T: DeserializeOwned>(table: &Table) -> Read<Table> {
-    if table.clone().try_into::<T>().is_ok() {
+    if typed::<T>(table.clone()).is_ok() {
         return Read { value: table.clone(), problems: Vec::new() };
     }
     let mut good = Table::new();
@@ -46,13 +48,13 @@ pub fn accept<T: DeserializeOwned>(table: &mut Table, path: &[String], leaf: Val
     if !insert(&mut candidate, path, leaf) {
         return Err("a key of this name is no table".to_owned());
     }
-    match candidate.clone().try_into::<T>() {
-        Ok(_) => {
-            *table = candidate;
-            Ok(())
-        }
-        Err(error) => Err(one_line(&error)),
-    }
+    typed::<T>(candidate.clone()).map_err(|error| error.to_string())?;
+    *table = candidate;
+    Ok(())
+}
+
+pub(crate) fn typed<T: DeserializeOwned>(table: Table) -> Result<T, serde_json::Error> {
+    serde_json::from_value(Value::Object(table))
 }
 
 /// Every key that holds no table, or an empty one, with the way to it.
@@ -60,7 +62,7 @@ fn leaves(table: &Table) -> Vec<(Vec<String>, Value)> {
     let mut found = Vec::new();
     for (key, value) in table {
         match value {
-            Value::Table(inner) if !inner.is_empty() => {
+            Value::Object(inner) if !inner.is_empty() => {
                 for (path, leaf) in leaves(inner) {
                     found.push((std::iter::once(key.clone()).chain(path).collect(), leaf));
                 }
@@ -75,17 +77,12 @@ fn insert(table: &mut Table, path: &[String], leaf: Value) -> bool {
     let Some((last, parents)) = path.split_last() else { return false };
     let mut at = table;
     for key in parents {
-        let inner = at.entry(key).or_insert_with(|| Value::Table(Table::new()));
-        let Value::Table(inner) = inner else { return false };
+        let inner = at.entry(key.as_str()).or_insert_with(|| Value::Object(Table::new()));
+        let Value::Object(inner) = inner else { return false };
         at = inner;
     }
     at.insert(last.clone(), leaf);
     true
-}
-
-/// An error of the TOML reader, without its drawing of the line.
-fn one_line(error: &toml::de::Error) -> String {
-    error.message().lines().next().unwrap_or("cannot be read").to_owned()
 }
 
 #[cfg(test)]

@@ -191,6 +191,10 @@ impl World {
         (String::from_utf8_lossy(&output.stdout).trim().to_owned(), output.status.code().unwrap())
     }
 
+    fn write(&self, path: &str, text: &str) {
+        fs::write(format!("/proc/{}/root{path}", self.pid), text).unwrap();
+    }
+
     fn read(&self, path: &str) -> String {
         fs::read_to_string(format!("/proc/{}/root{path}", self.pid)).unwrap_or_default()
     }
@@ -450,7 +454,7 @@ fn the_tools_answer_as_systemctl_does() {
     let table = [
         ("systemctl is-active web", "active", 0),
         ("systemctl is-active web.service nope", "active\ninactive", 0),
-        ("systemctl is-active nope", "inactive", 4),
+        ("systemctl is-active nope", "inactive", 3),
         ("systemctl -q is-active web", "", 0),
         ("systemctl stop web", "", 0),
         ("systemctl is-active web", "inactive", 3),
@@ -468,6 +472,24 @@ fn the_tools_answer_as_systemctl_does() {
     for (line, text, code) in table {
         assert_eq!(world.tool(line), (text.to_owned(), code), "{line}");
     }
+    let off = "command = ['/bin/sleep', '2000']\nenabled = false\n";
+    world.write("/etc/envd-init/services.d/late.toml", off);
+    for (line, text, code) in [
+        ("systemctl daemon-reload", "", 0),
+        ("systemctl start late", "", 0),
+        ("systemctl is-active late", "active", 0),
+        ("systemctl is-enabled late", "disabled", 1),
+        ("systemctl is-enabled late web", "disabled\nenabled", 0),
+        ("systemctl disable late", "", 0),
+        ("systemctl enable web", "", 0),
+        ("systemctl show -p LoadState,ActiveState nope", "LoadState=not-found\nActiveState=inactive", 0),
+    ] {
+        assert_eq!(world.tool(line), (text.to_owned(), code), "{line}");
+    }
+    for line in ["enable late", "disable web", "mask web", "daemon-reexec", "kill web"] {
+        let (text, code) = world.tool(&format!("systemctl {line}"));
+        assert!(code == 1 && !text.is_empty(), "{line}: {text}");
+    }
     let (text, code) = world.tool("systemctl edit web");
     assert!(code != 0 && text.contains("not supported"), "{text}");
     let (text, code) = world.tool("systemctl list-units");
@@ -475,6 +497,26 @@ fn the_tools_answer_as_systemctl_does() {
     let pid = world.service("web").pid;
     assert_eq!(world.tool("systemctl restart web").1, 0);
     assert_ne!(world.service("web").pid, pid, "restart answers when the new one runs");
+}
+
+#[test]
+fn a_restart_on_request_reads_the_services_file_anew() {
+    let web = |seconds: u32, more: &str| format!("command = ['/bin/sleep', '{seconds}']\n{more}");
+    let world = World::boot(&[("web", &web(1000, ""))]);
+    let runs = |seconds: u32| world.text("cat /proc/[0-9]*/cmdline").contains(&format!("sleep\0{seconds}\0"));
+    let path = "/etc/envd-init/services.d/web.toml";
+    world.wait_state("web", "running");
+    world.write(path, &web(2000, "user = '65534'\n"));
+    assert_eq!(world.tool("systemctl restart web"), (String::new(), 0));
+    assert!(runs(2000) && !runs(1000));
+    world.write(path, "\u{1}[[[");
+    assert_eq!(world.tool("systemctl restart web"), (String::new(), 0));
+    world.wait_log("web.toml: ");
+    assert!(runs(2000), "a file that is no use changes nothing");
+    assert_eq!(world.tool("systemctl stop web").1, 0);
+    world.write(path, &web(3000, ""));
+    assert_eq!(world.tool("systemctl start web").1, 0);
+    assert!(runs(3000));
 }
 
 #[test]
@@ -487,7 +529,7 @@ fn hostile_clients_cost_only_themselves_and_only_root_may_speak() {
         let _ = stream.write_all(&vec![at as u8; at]);
     }
     assert!(world.status().is_ok());
-    assert!(world.service("envd").state == "running");
+    world.wait_state("envd", "running");
     let mode = fs::metadata(world.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let output = world

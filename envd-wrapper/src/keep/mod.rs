@@ -20,7 +20,7 @@ use guest::control::{
     self, EnvdStatus, ExitReport, Mode, Op, RelayStatus, Reply, ServiceStatus, Stage, Status,
 };
 use guest::reactor::{Reactor, Ready, Token};
-use guest::{log, ring};
+use guest::{json, log, ring};
 use tracing::{info, warn};
 
 use crate::args::Settings;
@@ -301,7 +301,7 @@ fn outcome(goal: &Goal, envd: &EnvdStatus, now: Moment) -> Option<Reply> {
 
 /// The stages of this boot, where an earlier wrapper has seen them: a later start of ours is no stage of it.
 fn earlier_stages() -> Option<Vec<Stage>> {
-    serde_json::from_slice(&std::fs::read(STAGES).ok()?).ok()
+    json::from_slice(&std::fs::read(STAGES).ok()?).ok()
 }
 
 fn stage(name: &str, begin_ns: u64, end_ns: u64) -> Stage {
@@ -318,6 +318,7 @@ fn envd_service(envd: &EnvdStatus) -> ServiceStatus {
     ServiceStatus {
         name: "envd".to_owned(),
         state: envd.state.clone(),
+        enabled: true,
         pid: envd.pid,
         restarts: envd.restarts,
         since_ns: since.into_iter().flatten().next().unwrap_or(0),
@@ -331,6 +332,7 @@ fn relay_service() -> ServiceStatus {
     ServiceStatus {
         name: "relay".to_owned(),
         state: if pid.is_some() { "running" } else { "stopped" }.to_owned(),
+        enabled: true,
         pid,
         restarts: 0,
         since_ns: pid.and_then(look::started_ns).unwrap_or(0),
@@ -341,7 +343,7 @@ fn relay_service() -> ServiceStatus {
 
 fn relay_status() -> Option<RelayStatus> {
     let text = std::fs::read_to_string("/run/envd-init/relay.json").ok()?;
-    serde_json::from_str(text.trim_end_matches(['\0', ' ', '\n'])).ok()
+    json::from_slice(text.trim_end_matches(['\0', ' ', '\n']).as_bytes()).ok()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use guest::clock::{self, Moment};
+use guest::clock::{self, Moment, Seconds};
 use guest::reactor::Interest;
 use guest::supervise::{Event, ProbeFailure, State};
 use nix::errno::Errno;
@@ -86,7 +86,7 @@ impl Supervisor {
     fn tell_slowness(&mut self) {
         let took = clock::now().saturating_sub(self.probe_begun);
         match (self.slow, took > SLOW) {
-            (false, true) => warn!("envd is slow: /health took {:.1} s", took.as_secs_f64()),
+            (false, true) => warn!("envd is slow: /health took {:.1} s", Seconds(took)),
             (true, false) => info!("envd is not slow any more"),
             _ => {}
         }
@@ -122,7 +122,8 @@ impl Supervisor {
             info!("envd is healthy again");
         } else {
             let exec = self.status.exec_ns.unwrap_or(nanos);
-            info!("envd is healthy, {:.3} s after exec", nanos.saturating_sub(exec) as f64 / 1e9);
+            let took = Seconds(Duration::from_nanos(nanos.saturating_sub(exec)));
+            info!("envd is healthy, {took:.3} s after exec");
         }
         if let Some(keep) = &mut self.keep {
             keep.healthy(&self.status);

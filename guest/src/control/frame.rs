@@ -2,6 +2,8 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::json;
+
 /// A request larger than this (bytes) is hostile or broken: requests are a hundred bytes.
 pub const MAX_REQUEST: usize = 16 * 1024;
 /// The largest answer (bytes); a batch of log records is cut to stay below it.
@@ -61,7 +63,7 @@ impl Decoder {
             return Err(FrameError::TooLarge { length, limit: self.limit });
         }
         let Some(body) = self.buffer.get(HEADER..HEADER + length) else { return Ok(None) };
-        let message = serde_json::from_slice(body);
+        let message = json::from_slice(body);
         self.buffer.drain(..HEADER + length);
         Ok(Some(message?))
     }

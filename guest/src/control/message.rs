@@ -1,11 +1,16 @@
 //! The messages of the control protocol. Times are nanoseconds of guest-monotonic time unless a name says otherwise.
+//!
+//! Everything is read by way of [`Value`]: serde's own way of reading a tagged enum compiles each of its types once more, and
+//! the guest's program is to stay small.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::Error as _};
+use serde_json::Value;
 
 use super::VERSION;
 
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Value")]
 pub struct Request {
     pub version: u32,
     #[serde(flatten)]
@@ -18,20 +23,19 @@ impl Request {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Op {
     /// Answered by [`Reply::Status`].
     Status,
     /// Answered by [`Reply::Records`], again and again; ends with [`Reply::Done`] unless `follow`.
     Logs {
-        #[serde(default)]
         follow: bool,
         /// Only this component or service.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(skip_serializing_if = "Option::is_none")]
         service: Option<String>,
         /// Only records younger than this many milliseconds.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(skip_serializing_if = "Option::is_none")]
         since_ms: Option<u64>,
     },
     /// Answered by [`Reply::Done`] when the service runs (a long-running one: its process was started).
@@ -42,6 +46,40 @@ pub enum Op {
     Restart { service: String },
     /// Answered by [`Reply::Done`] at once; the machine goes down next.
     Shutdown { kind: ShutdownKind },
+}
+
+/// The fields of every request, of which each has its own.
+#[derive(Deserialize)]
+struct RequestFields {
+    version: u32,
+    op: String,
+    #[serde(default)]
+    follow: bool,
+    service: Option<String>,
+    since_ms: Option<u64>,
+    kind: Option<ShutdownKind>,
+}
+
+impl TryFrom<Value> for Request {
+    type Error = serde_json::Error;
+
+    fn try_from(value: Value) -> Result<Self, serde_json::Error> {
+        let RequestFields { version, op, follow, service, since_ms, kind } = serde_json::from_value(value)?;
+        let named =
+            |service: Option<String>| service.ok_or_else(|| serde_json::Error::missing_field("service"));
+        let op = match op.as_str() {
+            "status" => Op::Status,
+            "logs" => Op::Logs { follow, service, since_ms },
+            "start" => Op::Start { service: named(service)? },
+            "stop" => Op::Stop { service: named(service)? },
+            "restart" => Op::Restart { service: named(service)? },
+            "shutdown" => {
+                Op::Shutdown { kind: kind.ok_or_else(|| serde_json::Error::missing_field("kind"))? }
+            }
+            other => return Err(serde_json::Error::custom(format!("unknown op {other:?}"))),
+        };
+        Ok(Self { version, op })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +93,7 @@ pub enum ShutdownKind {
 /// What the server answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
+#[serde(try_from = "Value")]
 pub enum Reply {
     Status(Box<Status>),
     Records {
@@ -68,6 +107,40 @@ pub enum Reply {
         code: String,
         message: String,
     },
+}
+
+/// The fields of every answer but the status.
+#[derive(Deserialize)]
+struct ReplyFields {
+    reply: String,
+    records: Option<Vec<LogRecord>>,
+    #[serde(default)]
+    lost: u64,
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+impl TryFrom<Value> for Reply {
+    type Error = serde_json::Error;
+
+    fn try_from(value: Value) -> Result<Self, serde_json::Error> {
+        if value.get("reply").and_then(Value::as_str) == Some("status") {
+            return Ok(Self::Status(serde_json::from_value(value)?));
+        }
+        let fields: ReplyFields = serde_json::from_value(value)?;
+        Ok(match fields.reply.as_str() {
+            "records" => Self::Records { records: fields.records.unwrap_or_default(), lost: fields.lost },
+            "done" => Self::Done,
+            "error" => Self::Error { code: fields.code, message: fields.message },
+            other => return Err(serde_json::Error::custom(format!("unknown reply {other:?}"))),
+        })
+    }
+}
+
+const fn enabled() -> bool {
+    true
 }
 
 /// One line of the log ring.
@@ -148,6 +221,9 @@ pub struct ServiceStatus {
     pub name: String,
     /// `starting`, `running`, `listening`, `healthy`, `unhealthy`, `exited`, `backoff`, `stopping`, `stopped`, `failed`.
     pub state: String,
+    /// It starts with the machine.
+    #[serde(default = "enabled")]
+    pub enabled: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
     pub restarts: u64,

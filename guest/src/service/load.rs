@@ -46,15 +46,18 @@ pub fn chain(shipped: &Path, own: &Path, name: &str) -> Loaded {
     let mut at = 0;
     while let Some(name) = names.get(at).cloned() {
         at += 1;
-        loaded.services.extend(compiled_in.remove_entry(&name));
-        let file = format!("{name}.toml");
-        let known = loaded.services.contains_key(&name);
-        let paths = [(!known).then(|| shipped.join(&file)), Some(own.join(&file))];
-        for path in paths.into_iter().flatten().filter(|path| path.symlink_metadata().is_ok()) {
-            loaded.add(&path);
-        }
+        loaded.add_by_name(&mut compiled_in, shipped, own, &name);
         let after = loaded.services.get(&name).map(|service| service.after.clone()).unwrap_or_default();
         names.extend(after.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
+    }
+    loaded
+}
+
+/// One service alone, as its files are now.
+pub fn one(shipped: &Path, own: &Path, name: &str) -> Loaded {
+    let mut loaded = Loaded::default();
+    if valid_name(name) {
+        loaded.add_by_name(&mut builtin::services(), shipped, own, name);
     }
     loaded
 }
@@ -81,6 +84,22 @@ fn toml_files(folder: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
 }
 
 impl Loaded {
+    fn add_by_name(
+        &mut self,
+        compiled_in: &mut BTreeMap<String, Service>,
+        shipped: &Path,
+        own: &Path,
+        name: &str,
+    ) {
+        self.services.extend(compiled_in.remove_entry(name));
+        let file = format!("{name}.toml");
+        let known = self.services.contains_key(name);
+        let paths = [(!known).then(|| shipped.join(&file)), Some(own.join(&file))];
+        for path in paths.into_iter().flatten().filter(|path| path.symlink_metadata().is_ok()) {
+            self.add(&path);
+        }
+    }
+
     fn add(&mut self, path: &Path) {
         let name = name_of(path);
         if !valid_name(&name) {
@@ -198,6 +217,19 @@ mod tests {
         fs::write(shipped.path().join("unit.toml"), "command = ['/u']").unwrap();
         fs::write(own.path().join("web.toml"), "command = ['/w']").unwrap();
         assert_eq!(chain(own.path()), ["envd", "mine", "unit"]);
+    }
+
+    #[test]
+    fn one_service_is_read_as_its_files_are_now() {
+        let (shipped, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let read = |name: &str| one(shipped.path(), own.path(), name).services.remove(name);
+        assert_eq!(read("web"), None);
+        fs::write(shipped.path().join("web.toml"), "command = ['/shipped']").unwrap();
+        assert_eq!(read("web").unwrap().command, ["/shipped"]);
+        fs::write(own.path().join("web.toml"), "command = ['/own']").unwrap();
+        assert_eq!(read("web").unwrap().command, ["/own"]);
+        assert_eq!(read("envd").unwrap().command[0], "/usr/lib/envd-init/envd-wrapper");
+        assert_eq!(read("../web"), None);
     }
 
     #[test]

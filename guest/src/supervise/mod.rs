@@ -294,6 +294,11 @@ impl Machine {
         self.state
     }
 
+    /// Holds from the next event on: to be called between two runs of the process.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
     /// Since when it is in its state.
     pub const fn since(&self) -> Moment {
         self.since

@@ -15,7 +15,7 @@ use guest::{
         self, EnvdStatus, Mode, Op, RelayStatus, Reply, ShutdownKind, Status,
         server::{Call, ClientId, Server, error},
     },
-    log,
+    json, log,
     reactor::{Interest, Reactor, Ready, Watched},
     ring,
     supervise::State,
@@ -159,6 +159,9 @@ impl Machine {
             return Some(error("shutting_down", "the machine is going down"));
         }
         let name = service.strip_suffix(".service").unwrap_or(service);
+        if !matches!(order, Order::Stop) {
+            self.services.read_anew(name);
+        }
         let executed = self.services.find(name).map_or(0, Unit::executed);
         let running = self.services.find(name).is_some_and(|unit| {
             matches!(unit.state(), State::Starting | State::Listening | State::Healthy | State::Unhealthy)
@@ -286,5 +289,5 @@ fn refusal(why: &StartError) -> Reply {
 /// The relay writes its counters down as they change.
 fn relay_status() -> Option<RelayStatus> {
     let text = std::fs::read_to_string("/run/envd-init/relay.json").ok()?;
-    serde_json::from_str(text.trim_end_matches(['\0', ' ', '\n'])).ok()
+    json::from_slice(text.trim_end_matches(['\0', ' ', '\n']).as_bytes()).ok()
 }

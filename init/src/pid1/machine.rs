@@ -4,11 +4,11 @@ use std::{collections::VecDeque, path::Path};
 
 use guest::{
     cgroup::Tree,
-    clock::{Moment, now},
+    clock::{Moment, Seconds, now},
     cmdline::Cmdline,
     config::Config,
     control::{EnvdStatus, ShutdownKind},
-    log, notify,
+    json, log, notify,
     reactor::{Event, Interest, Reactor, Ready, Received},
     supervise::State,
     sys::Reaped,
@@ -288,8 +288,8 @@ impl Machine {
         }
     }
 
-    fn envd_changed(&mut self, json: &str) {
-        match serde_json::from_str::<EnvdStatus>(json) {
+    fn envd_changed(&mut self, text: &str) {
+        match json::from_slice::<EnvdStatus>(text.as_bytes()) {
             Ok(status) => self.envd = Some(status),
             Err(error) => debug!("envd-wrapper's state cannot be read: {error}"),
         }
@@ -337,11 +337,7 @@ impl Machine {
             shutdown.again(kind)
         } else {
             let timeout = std::time::Duration::from_millis(self.config.shutdown.timeout_ms);
-            info!(
-                "going down for {}: {asked_by}; by {:.1} s from now",
-                kind_name(kind),
-                timeout.as_secs_f64()
-            );
+            info!("going down for {}: {asked_by}; by {:.1} s from now", kind_name(kind), Seconds(timeout));
             let (shutdown, action) = Shutdown::begin(kind, timeout, now());
             self.shutdown = Some(shutdown);
             action

@@ -10,7 +10,7 @@
 
 use std::{collections::VecDeque, io, time::Duration};
 
-use guest::clock::Moment;
+use guest::clock::{Moment, Seconds};
 use tracing::{debug, info, warn};
 
 use super::{connection::Key, quiet::Quiet};
@@ -86,7 +86,7 @@ impl Target {
             info!(
                 "{} takes connections again after {:.1} s ({} held, {} given up)",
                 self.endpoint,
-                lasted.as_secs_f64(),
+                Seconds(lasted),
                 self.held.len() + 1,
                 self.expired
             );

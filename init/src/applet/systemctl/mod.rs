@@ -25,10 +25,10 @@ pub(super) fn run(words: &[String]) -> ExitCode {
     let Ok(arguments) = Arguments::parse(words) else { return hand_over(words) };
     let units = &arguments.units;
     match (arguments.verb.as_str(), units.is_empty()) {
-        ("start", false) => each(units, |unit| order(&arguments, "start", unit, start)),
-        ("stop", false) => each(units, |unit| order(&arguments, "stop", unit, stop)),
+        ("start", false) => each(units, |unit| order(&arguments, unit, start)),
+        ("stop", false) => each(units, |unit| order(&arguments, unit, stop)),
         ("restart" | "reload-or-restart" | "force-reload", false) => {
-            each(units, |unit| order(&arguments, "restart", unit, restart))
+            each(units, |unit| order(&arguments, unit, restart))
         }
         ("try-restart" | "condrestart" | "try-reload-or-restart", false) => {
             each(units, |unit| try_restart(&arguments, unit))
@@ -38,12 +38,13 @@ pub(super) fn run(words: &[String]) -> ExitCode {
         ("is-failed", false) => with_status(|status| is_failed(&arguments, status)),
         ("is-enabled", false) => known_or_hand_over(words, units, |status| is_enabled(&arguments, status)),
         ("enable" | "disable" | "mask" | "unmask", false) => {
-            known_or_hand_over(words, units, |_| cannot_enable(&arguments.verb))
+            known_or_hand_over(words, units, |status| change_of_files(&arguments, status))
         }
-        ("show", _) => known_or_hand_over(words, units, |status| units::show(status, &arguments)),
+        ("show", false) => with_status(|status| units::show(status, &arguments)),
         ("list-units" | "status", _) => with_status(|status| units::list(status, &arguments)),
         ("is-system-running", true) => with_status(|status| system_state(&arguments, status)),
-        ("daemon-reload" | "daemon-reexec", true) => nothing_to_reload(&arguments.verb),
+        // Whatever is started or restarted on request is read anew: nothing is left to do.
+        ("daemon-reload", true) => ExitCode::SUCCESS,
         ("reboot", true) => power::request("systemctl", ShutdownKind::Reboot),
         ("poweroff", true) => power::request("systemctl", ShutdownKind::Poweroff),
         ("halt", true) => power::request("systemctl", ShutdownKind::Halt),
@@ -69,8 +70,8 @@ fn restart(service: String) -> Op {
     Op::Restart { service }
 }
 
-fn order(arguments: &Arguments, verb: &str, unit: &str, op: impl Fn(String) -> Op) -> u8 {
-    let full = units::full_name(unit);
+fn order(arguments: &Arguments, unit: &str, op: impl Fn(String) -> Op) -> u8 {
+    let (verb, full) = (arguments.verb.as_str(), units::full_name(unit));
     if arguments.no_block {
         eprintln!("systemctl: --no-block has no effect here: the answer is awaited");
     }
@@ -100,7 +101,7 @@ fn order(arguments: &Arguments, verb: &str, unit: &str, op: impl Fn(String) -> O
 fn try_restart(arguments: &Arguments, unit: &str) -> u8 {
     match status() {
         Ok(status) if Unit::find(&status, unit).is_some_and(|unit| unit.state == State::Inactive) => 0,
-        _ => order(arguments, "restart", unit, restart),
+        _ => order(arguments, unit, restart),
     }
 }
 
@@ -139,11 +140,7 @@ fn is_active(arguments: &Arguments, status: &Status) -> u8 {
     for state in &states {
         arguments.say(state.map_or("inactive", State::as_str));
     }
-    match states.contains(&Some(State::Active)) {
-        true => 0,
-        false if states.iter().all(Option::is_none) => NO_SUCH_UNIT,
-        false => NOT_RUNNING,
-    }
+    if states.contains(&Some(State::Active)) { 0 } else { NOT_RUNNING }
 }
 
 fn is_failed(arguments: &Arguments, status: &Status) -> u8 {
@@ -152,30 +149,44 @@ fn is_failed(arguments: &Arguments, status: &Status) -> u8 {
     for state in &states {
         arguments.say(state.map_or("inactive", State::as_str));
     }
-    match states.contains(&Some(State::Failed)) {
-        true => 0,
-        false if states.iter().all(Option::is_none) => NO_SUCH_UNIT,
-        false => 1,
-    }
+    u8::from(!states.contains(&Some(State::Failed)))
 }
 
-/// What has a file starts with the machine.
-fn is_enabled(arguments: &Arguments, _: &Status) -> u8 {
-    for _ in &arguments.units {
-        arguments.say("enabled");
+fn is_enabled(arguments: &Arguments, status: &Status) -> u8 {
+    let states: Vec<_> = arguments
+        .units
+        .iter()
+        .filter_map(|unit| Unit::find(status, unit))
+        .map(|unit| unit.file_state())
+        .collect();
+    for state in &states {
+        arguments.say(state);
     }
-    0
+    u8::from(!states.contains(&"enabled"))
 }
 
-fn cannot_enable(verb: &str) -> u8 {
-    if verb == "enable" {
-        return 0; // it is: what has a file starts with the machine
+/// Files are their owner's: what is so already is well, anything else is refused with what to do.
+fn change_of_files(arguments: &Arguments, status: &Status) -> u8 {
+    let verb = arguments.verb.as_str();
+    let so_already = |unit: Unit<'_>| match verb {
+        "enable" => unit.file_state() == "enabled",
+        "disable" => unit.file_state() == "disabled",
+        verb => verb == "unmask",
+    };
+    let refused: Vec<_> = arguments
+        .units
+        .iter()
+        .filter(|name| Unit::find(status, name).is_none_or(|unit| !so_already(unit)))
+        .collect();
+    for unit in &refused {
+        let (name, flag) = (units::our_name(unit), verb == "enable");
+        eprintln!(
+            "Failed to {verb} {}: envd-init changes no files; \
+             put `enabled = {flag}` into /etc/envd-init/services.d/{name}.toml",
+            units::full_name(unit)
+        );
     }
-    eprintln!(
-        "systemctl: {verb} is not supported for a service of envd-init; \
-         put `enabled = false` into its file in /etc/envd-init/services.d"
-    );
-    1
+    u8::from(!refused.is_empty())
 }
 
 fn system_state(arguments: &Arguments, status: &Status) -> u8 {
@@ -188,11 +199,6 @@ fn system_state(arguments: &Arguments, status: &Status) -> u8 {
     };
     arguments.say(state);
     u8::from(state != "running")
-}
-
-fn nothing_to_reload(verb: &str) -> ExitCode {
-    eprintln!("systemctl: {verb}: envd-init keeps no unit files in memory; there is nothing to reload");
-    ExitCode::SUCCESS
 }
 
 /// The image's own systemctl takes the place of this process.

@@ -77,13 +77,18 @@ impl<'a> Unit<'a> {
         status.services.iter().find(|service| service.name == name).map(Self::new)
     }
 
+    /// Whether it starts with the machine, in systemd's word.
+    pub(super) const fn file_state(&self) -> &'static str {
+        if self.service.enabled { "enabled" } else { "disabled" }
+    }
+
     fn property(&self, name: &str) -> Option<String> {
         Some(match name {
             "Id" | "Names" => full_name(&self.service.name),
             "LoadState" => "loaded".to_owned(),
             "ActiveState" => self.state.as_str().to_owned(),
             "SubState" => self.sub.to_owned(),
-            "UnitFileState" => "enabled".to_owned(),
+            "UnitFileState" => self.file_state().to_owned(),
             "MainPID" | "ExecMainPID" => self.service.pid.unwrap_or(0).to_string(),
             "NRestarts" => self.service.restarts.to_string(),
             "ExecMainStatus" => {
@@ -126,13 +131,13 @@ fn print_one(status: &Status, unit: &Unit<'_>) {
     };
     let seconds = status.now_ns.saturating_sub(service.since_ns) / 1_000_000_000;
     println!("{mark} {}", full_name(&service.name));
-    println!("     Loaded: loaded (envd-init service; enabled)");
+    println!("     Loaded: loaded (envd-init service; {})", unit.file_state());
     println!("     Active: {} ({}) since {seconds} s ago", unit.state.as_str(), unit.sub);
     if let Some(pid) = service.pid {
         println!("   Main PID: {pid}");
     }
     if let Some(bytes) = service.memory_bytes {
-        println!("     Memory: {:.1}M", bytes as f64 / 1_048_576.0);
+        println!("     Memory: {}.{}M", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20);
     }
     if service.restarts > 0 {
         println!("   Restarts: {}", service.restarts);
@@ -162,30 +167,52 @@ pub(super) fn list(status: &Status, arguments: &Arguments) -> u8 {
     0
 }
 
+/// Those that we can tell, in systemd's order, in which they are printed however they are asked for.
+const PROPERTIES: [&str; 11] = [
+    "MainPID",
+    "NRestarts",
+    "ExecMainPID",
+    "ExecMainStatus",
+    "MemoryCurrent",
+    "Id",
+    "Names",
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "UnitFileState",
+];
+
 /// `systemctl show UNIT… [-p NAME]`
 pub(super) fn show(status: &Status, arguments: &Arguments) -> u8 {
-    const ALL: [&str; 9] = [
-        "Id",
-        "LoadState",
-        "ActiveState",
-        "SubState",
-        "UnitFileState",
-        "MainPID",
-        "NRestarts",
-        "ExecMainStatus",
-        "MemoryCurrent",
-    ];
-    let asked: Vec<&str> = match arguments.properties.is_empty() {
-        true => ALL.to_vec(),
-        false => arguments.properties.iter().map(String::as_str).collect(),
+    let asked = |property: &&str| {
+        arguments.properties.is_empty() || arguments.properties.iter().any(|asked| asked == property)
     };
-    for unit in arguments.units.iter().filter_map(|name| Unit::find(status, name)) {
-        for name in &asked {
-            let Some(value) = unit.property(name) else { continue };
-            if arguments.value_only { println!("{value}") } else { println!("{name}={value}") }
+    for name in &arguments.units {
+        let unit = Unit::find(status, name);
+        for property in PROPERTIES.iter().filter(|property| asked(property)) {
+            let value = unit.as_ref().map_or_else(|| unknown(name, property), |unit| unit.property(property));
+            match value {
+                Some(value) if arguments.value_only => println!("{value}"),
+                Some(value) => println!("{property}={value}"),
+                None => {}
+            }
         }
     }
     0
+}
+
+/// What systemd says of a unit that it knows nothing of.
+fn unknown(unit: &str, property: &str) -> Option<String> {
+    Some(match property {
+        "Id" | "Names" => full_name(unit),
+        "LoadState" => "not-found".to_owned(),
+        "ActiveState" => "inactive".to_owned(),
+        "SubState" => "dead".to_owned(),
+        "UnitFileState" => String::new(),
+        "MainPID" | "ExecMainPID" | "NRestarts" | "ExecMainStatus" => "0".to_owned(),
+        "MemoryCurrent" => "[not set]".to_owned(),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -217,6 +244,7 @@ mod tests {
             let service = ServiceStatus {
                 name: "x".into(),
                 state: own.into(),
+                enabled: true,
                 pid: None,
                 restarts: 0,
                 since_ns: 0,

@@ -6,11 +6,11 @@ use guest::{
     cgroup::Tree,
     clock::Moment,
     control::{ExitReport, ServiceStatus},
-    service::Service,
+    service::{Service, load},
     supervise::Event,
     sys::Reaped,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     report::Tally,
@@ -42,6 +42,20 @@ impl Services {
             if self.find(&service.name).is_none() {
                 self.units.push(Unit::new(service, self.units.len() as u32));
             }
+        }
+    }
+
+    /// Reads a service's files again, so that what is started or restarted on request is what they say now; one that came after
+    /// the boot is known from here on. What is wrong with them is told, and what was known before holds.
+    pub(in crate::pid1) fn read_anew(&mut self, name: &str) {
+        let mut loaded = load::one(Path::new(load::SHIPPED), Path::new(load::OWN), name);
+        for problem in loaded.problems {
+            warn!("{problem}");
+        }
+        let Some(service) = loaded.services.remove(name) else { return };
+        match self.units.iter_mut().find(|unit| unit.name() == name) {
+            Some(unit) => unit.redefine(service),
+            None => self.add(BTreeMap::from([(name.to_owned(), service)])),
         }
     }
 

@@ -2,7 +2,12 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use guest::{clock::Moment, control::ExitReport, log, sys::Reaped};
+use guest::{
+    clock::{Moment, Seconds},
+    control::ExitReport,
+    log,
+    sys::Reaped,
+};
 use tracing::{info, warn};
 
 use crate::pid1::reap::signal_name;
@@ -104,7 +109,7 @@ fn describe(report: &ExitReport) -> String {
     let oom = if report.oom { " (out of memory)" } else { "" };
     let core = if report.core { " (dumped core)" } else { "" };
     let why = report.reason.as_ref().map(|reason| format!("; {reason}")).unwrap_or_default();
-    let seconds = Duration::from_millis(report.uptime_ms).as_secs_f64();
+    let seconds = Seconds(Duration::from_millis(report.uptime_ms));
     format!("{} {how}{oom}{core} after {seconds:.1} s (pid {}){why}", report.service, report.pid)
 }
 

@@ -81,6 +81,8 @@ struct Draining {
 #[derive(Debug)]
 pub(in crate::pid1) struct Unit {
     pub(in crate::pid1) service: Service,
+    /// What its file says by now, while a process of the last reading runs.
+    next: Option<Service>,
     index: u32,
     machine: Machine,
     process: Option<Process>,
@@ -115,6 +117,7 @@ impl Unit {
             machine: Machine::new(program::policy(&service)),
             wanted: service.enabled,
             service,
+            next: None,
             index,
             process: None,
             draining: None,
@@ -131,6 +134,21 @@ impl Unit {
 
     pub(in crate::pid1) fn name(&self) -> &str {
         &self.service.name
+    }
+
+    /// Its file was read anew: that holds as soon as nothing of its last run is left.
+    pub(super) fn redefine(&mut self, service: Service) {
+        self.next = (service != self.service).then_some(service);
+        if self.process.is_none() && self.draining.is_none() {
+            self.take_next();
+        }
+    }
+
+    fn take_next(&mut self) {
+        if let Some(service) = self.next.take() {
+            self.machine.set_policy(program::policy(&service));
+            self.service = service;
+        }
     }
 
     pub(in crate::pid1) fn state(&self) -> State {
@@ -434,6 +452,7 @@ impl Unit {
         if self.service.owns_group() {
             world.tree.remove(&self.service.group_path());
         }
+        self.take_next();
         self.event(Event::Exited { success }, world);
     }
 
@@ -464,6 +483,7 @@ impl Unit {
         ServiceStatus {
             name: self.name().to_owned(),
             state: state.to_owned(),
+            enabled: self.service.enabled,
             pid: self.pid(),
             restarts: self.machine.restarts(),
             since_ns: u64::try_from(self.machine.since().as_nanos()).unwrap_or(u64::MAX),

@@ -2,6 +2,7 @@
 
 use std::{fs::File, os::fd::AsRawFd, time::Duration};
 
+use guest::clock::Seconds;
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_gettime, clock_settime},
@@ -26,7 +27,7 @@ pub(in crate::pid1) fn set_from_ptp() -> Vec<String> {
     match set() {
         Ok(None) => Vec::new(),
         Ok(Some(off)) => {
-            info!("the clock was off by {:.3} s; set from /dev/ptp0", off.as_secs_f64());
+            info!("the clock was off by {:.3} s; set from /dev/ptp0", Seconds(off));
             Vec::new()
         }
         Err(error) => vec![format!("cannot set the clock from /dev/ptp0: {}", error.desc())],
