@@ -440,6 +440,7 @@ fn ctrl_alt_del_and_term_bring_it_down() {
 fn a_console_that_nobody_reads_costs_nothing_but_its_own_output() {
     let flood = "command = ['/bin/sh', '-c', 'while :; do echo a line that floods the console without end; done']\nlog = 'console'\n";
     let world = World::boot(&[("flood", flood)]);
+    world.wait_state("flood", "running");
     for _ in 0..20 {
         assert_eq!(world.service("flood").state, "running");
     }

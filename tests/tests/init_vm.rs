@@ -272,7 +272,7 @@ fn new_envd_by_systemctl(vm: &Vm) {
                   mv /tmp/envd_updated /usr/bin/envd; systemctl restart envd; echo code $?; \
                   [ -e /proc/$old ] && echo old lives; new=$(pidof envd); echo pids $(echo $new | wc -w); \
                   [ \"$new\" != \"$old\" ] && echo another; cmp /proc/$new/exe /usr/bin/envd && echo the new one";
-    assert_eq!(detached(vm, script).unwrap(), "code 0\npids 1\nanother\nthe new one");
+    assert_eq!(detached(vm, script).unwrap().trim(), "code 0\npids 1\nanother\nthe new one");
 }
 
 /// A memory fault in PID 1 is neither the machine's end nor envd's: both are back.
