@@ -33,7 +33,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "SIGKILL of the wrapper; init brings it back, with one envd",
         stage: Stage::StandIn,
         full: 100,
-        brief: 3,
+        brief: 2,
         wears_out: false,
         run: wrapper,
     },
@@ -42,7 +42,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "SIGKILL of the relay; init brings it back, and it listens",
         stage: Stage::StandIn,
         full: 100,
-        brief: 3,
+        brief: 2,
         wears_out: false,
         run: relay,
     },
@@ -57,10 +57,10 @@ pub(super) fn pause(trial: &mut Trial) {
     thread::sleep(SETTLED.mul_f32(share));
 }
 
-/// Kills the one envd and returns its pid once it is dead: one that holds much takes a moment to go.
+/// Kills the one envd and returns its pid once it is dead and reaped: until the last of its threads has ended, its sockets are open.
 pub(super) fn kill_envd(guest: &Guest) -> Result<u32> {
     let printed = guest.sh(
-        "pid=$(pidof envd) && kill -KILL \"$pid\" && while grep -qs '^State:.[^Z]' /proc/$pid/status; do :; done; echo \"$pid\"",
+        "pid=$(pidof envd) && kill -KILL \"$pid\" && while [ -e \"/proc/$pid\" ]; do :; done; echo \"$pid\"",
     )?;
     printed.parse().with_context(|| format!("killing envd printed {printed:?}"))
 }

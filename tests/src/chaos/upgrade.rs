@@ -14,7 +14,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "envd swapped, upgraded in place, truncated, foreign, one that forks and exits; the wrapper overwritten",
         stage: Stage::StandIn,
         full: 10,
-        brief: 1,
+        brief: 0,
         wears_out: false,
         run: upgrade,
     },
