@@ -36,6 +36,7 @@ fn describe(kind: &ErrorKind) -> String {
         ErrorKind::Unexpected(found) => format!("{found:?} is not expected here"),
         ErrorKind::UnterminatedString => "a text has no end".to_owned(),
         ErrorKind::UnquotedString => "a text needs quotes".to_owned(),
+        ErrorKind::Wanted { expected, found: "eof" } => format!("{expected} is expected, not the end"),
         ErrorKind::Wanted { expected, found } => format!("{expected} is expected, not {found}"),
         ErrorKind::DuplicateKey { key, .. } => format!("the key {key} is there twice"),
         ErrorKind::DuplicateTable { name, .. } => format!("the table {name} is there twice"),
@@ -77,6 +78,7 @@ mod tests {
         let said = |text: &str| parse(text).unwrap_err().to_string();
         assert_eq!(said("a = 1\nb = \n"), "line 2 is no TOML: a value is expected, not a newline");
         assert_eq!(said("a = 1\na = 2"), "line 2 is no TOML: the key a is there twice");
+        assert_eq!(said("[[sandbox"), "line 1 is no TOML: a right bracket is expected, not the end");
         assert!(said("\u{7f}ELF").starts_with("line 1 is no TOML: "));
         assert!(said("[[[[").starts_with("line 1 is no TOML: "));
     }
