@@ -195,6 +195,18 @@ impl Cell {
         found.with_context(|| format!("the serial line has:\n{}", self.console()))
     }
 
+    /// What `envdctl status --json` prints in the cell.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let envdctl = paths::host_bin("envdctl")?.display().to_string();
+        Ok(serde_json::from_str(&self.sh(&format!("{envdctl} status --json"))?)?)
+    }
+
+    /// Waits until the status tells envd's version.
+    pub fn version(&self) -> Result<String> {
+        let told = || Ok(self.status()?["envd"]["version"].as_str().map(str::to_owned));
+        wait::until("envd's version in the status", BOUND, told)
+    }
+
     /// The status code of `GET /health`, 0 when there is no answer.
     pub fn health(&self) -> Result<u32> {
         let answer =

@@ -183,6 +183,17 @@ fn term_ends_envd_and_the_wrapper() {
     assert_eq!(cell.count("envd started"), 1, "a stop is not answered by a start");
 }
 
+/// As when a whole control group is told to end.
+#[test]
+fn a_term_that_comes_together_with_envds_death_is_handled_first() {
+    let mut cell = cell("", "");
+    cell.wait("envd is healthy").unwrap();
+    let both = "kill -STOP $wrapper; kill -KILL $(pidof envd); kill -TERM $wrapper; kill -CONT $wrapper";
+    cell.sh(&format!("touch /run/enough; wrapper=$(pidof envd-wrapper); {both}")).unwrap();
+    assert_eq!(cell.wait_end().unwrap().code(), Some(0));
+    assert_eq!(cell.count("envd started"), 1, "a stop is not answered by a start");
+}
+
 #[test]
 fn one_that_ignores_term_is_killed_at_its_bound() {
     let mut cell = cell("ignore-term = yes\n", IMPATIENT);
@@ -250,7 +261,8 @@ fn port_forwards_and_helpers_of_a_dead_envd_are_ended_and_users_are_left_alone()
 #[test]
 fn at_rest_the_wrapper_sleeps_but_for_two_wakeups_a_check() {
     let cell = cell("", "liveness_interval_ms = 1000\n");
-    cell.wait("envd is healthy").unwrap();
+    // Asked for once, and over.
+    cell.version().unwrap();
     let switches = || -> i64 {
         let status = "/proc/$(pidof envd-wrapper)/status";
         cell.sh(&format!("sed -n 's/^voluntary_ctxt_switches:\\t//p' {status}")).unwrap().parse().unwrap()

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use tests::{Cell, paths};
+use tests::Cell;
 
 fn cell(switches: &str) -> Cell {
     Cell::builder().unwrap().stand_in("bin/envd", switches).unwrap().supervise("bin/envd", "").unwrap()
@@ -89,12 +89,7 @@ fn a_serial_line_that_nobody_reads_costs_nothing_but_its_own_output() {
     let builder = builder.stand_in("bin/envd", "long-line = 100000\nflood = 20000\n").unwrap();
     let mut cell = builder.supervise("bin/envd", "").unwrap();
     let mut pid = tests::wait::until("envd", tests::wait::BOUND, || Ok(cell.envd().ok())).unwrap();
-    let envdctl = paths::host_bin("envdctl").unwrap().display().to_string();
-    let dropped = || {
-        let status = cell.sh(&format!("{envdctl} status --json")).unwrap();
-        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-        status["console_dropped_bytes"].as_u64().unwrap()
-    };
+    let dropped = || cell.status().unwrap()["console_dropped_bytes"].as_u64().unwrap();
     let mut kills = 0;
     while kills < 3 || dropped() == 0 {
         tests::wait::until("health", tests::wait::BOUND, || Ok((cell.health()? == 204).then_some(())))

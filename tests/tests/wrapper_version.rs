@@ -10,11 +10,6 @@ fn cell(switches: &str) -> Cell {
     builder.supervise("bin/envd", "").unwrap()
 }
 
-fn status(cell: &Cell) -> Value {
-    let envdctl = paths::host_bin("envdctl").unwrap().display().to_string();
-    serde_json::from_str(&cell.sh(&format!("{envdctl} status --json")).unwrap()).unwrap()
-}
-
 /// Waits for the process that is asked.
 fn asked(cell: &Cell) -> u32 {
     let look = || Ok(cell.sh("pidof envd-version").ok().and_then(|pid| pid.parse().ok()));
@@ -30,8 +25,7 @@ fn the_program_is_asked_for_its_version_and_nobody_takes_it_for_envd() {
     assert_eq!(cell.sh(&format!("readlink /proc/{pid}/exe")).unwrap(), "/run/envd-init/envd-version");
     assert_eq!(cell.sh(&format!("cat /proc/{pid}/comm")).unwrap(), "envd-version");
     assert_eq!(cell.sh(&format!("ps -o ni= -p {pid}")).unwrap().trim(), "19");
-    let told = || Ok(status(&cell)["envd"]["version"].as_str().map(str::to_owned));
-    assert_eq!(wait::until("the version", wait::BOUND, told).unwrap(), "0.0.0-stand-in");
+    assert_eq!(cell.version().unwrap(), "0.0.0-stand-in");
     let envdctl = paths::host_bin("envdctl").unwrap().display().to_string();
     let table = cell.sh(&format!("{envdctl} status")).unwrap();
     assert!(table.contains("/bin/envd 0.0.0-stand-in"), "{table}");
@@ -44,6 +38,6 @@ fn one_that_does_not_tell_its_version_is_ended_and_envd_is_left_alone() {
     let asked = asked(&cell);
     let gone = || Ok((!cell.try_sh(&format!("kill -0 {asked}"))?.status.success()).then_some(()));
     wait::until("it to be ended", wait::BOUND, gone).unwrap();
-    assert_eq!(status(&cell)["envd"]["version"], Value::Null);
+    assert_eq!(cell.status().unwrap()["envd"]["version"], Value::Null);
     assert_eq!((cell.health().unwrap(), cell.deaths().len()), (204, 0));
 }

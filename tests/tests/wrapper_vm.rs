@@ -6,6 +6,9 @@
 use tests::life::{self, detached, envd_pid};
 use tests::{Envd, Image, Via, Vm, part};
 
+/// Hundreds are chaos's.
+const KILLS: usize = 10;
+
 /// One VM: each part leaves envd running for the next.
 #[test]
 fn whatever_happens_to_envd_it_comes_back_and_its_death_is_explained() {
@@ -14,7 +17,7 @@ fn whatever_happens_to_envd_it_comes_back_and_its_death_is_explained() {
     vm.wait_healthy(Via::Vsock).unwrap();
     part("world", || it_lives_in_the_platforms_world(&vm));
     part("version", || life::version(&vm).unwrap());
-    part("kills", || drop(life::kills(&vm, 30).unwrap()));
+    part("kills", || drop(life::kills(&vm, KILLS).unwrap()));
     part("update", || life::updates(&vm, "systemctl restart envd").unwrap());
     part("upgrade in place", || life::upgrade(&vm, None).unwrap());
     part("upgrade to another program", || life::upgrade(&vm, Some(other_program(&vm))).unwrap());

@@ -120,12 +120,8 @@ impl Vm {
         format!("firecracker:{}:{port}", self.vsock_socket().display())
     }
 
-    /// Lets the whole machine stand still, its devices too, while time goes by: later its timers come late, as after a
-    /// starved host or a VMM's pause.
-    ///
-    /// QMP's `stop` is no way to do this with a client of vsock about: it takes the rings from vhost-device-vsock, whose
-    /// worker ends for good at the first event that it meets without them (a client that connects or hangs up, a last kick
-    /// of the guest), and vsock is dead when the machine goes on.
+    /// Lets the machine stand still while its clock goes on, so that every timer comes late: as after a VMM's pause, or on a
+    /// starved host. Under QMP's `stop` the guest's clock stands still too, and nothing is ever late.
     pub fn pause(&self) -> Result<()> {
         self.qemu.signal(Signal::SIGSTOP)
     }
