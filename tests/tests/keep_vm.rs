@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the parts of a test are functions here; each fails by panicking")]
 
-use std::process::Command;
+use std::process::{Command, Output};
 
 use envd_api::OCTET_STREAM;
 use tests::http::Request;
@@ -113,14 +113,14 @@ fn relay_cgroup(vm: &Vm) -> String {
     vm.sh(Via::Tcp, &format!("cat /proc/{}/cgroup", relay_pid(vm))).unwrap()
 }
 
+fn run_envdctl(vm: &Vm, arguments: &[&str]) -> Output {
+    let mut command = Command::new(paths::host_bin("envdctl").unwrap());
+    command.args(arguments).arg("--fc-socket").arg(vm.vsock_socket()).output().unwrap()
+}
+
 /// `envdctl` over vsock, with neither network nor envd in its way.
 fn envdctl(vm: &Vm, arguments: &[&str]) -> String {
-    let output = Command::new(paths::host_bin("envdctl").unwrap())
-        .args(arguments)
-        .arg("--fc-socket")
-        .arg(vm.vsock_socket())
-        .output()
-        .unwrap();
+    let output = run_envdctl(vm, arguments);
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "envdctl {arguments:?} failed: {out}{err}");
     out.into_owned()
@@ -138,6 +138,10 @@ fn control_says_keep(vm: &Vm) {
         status["services"].as_array().unwrap().iter().filter_map(|s| s["name"].as_str()).collect();
     assert!(services.contains(&"envd") && services.contains(&"relay"), "{services:?}");
     assert!(envdctl(vm, &["status"]).contains("keep"), "the table says the mode as well");
+    // No bridge listens on the host, which is its verdict; what it finds in the guest is said all the same.
+    let doctor = run_envdctl(vm, &["doctor", "--route", &vm.tcp_endpoint()]).stdout;
+    let doctor = String::from_utf8_lossy(&doctor);
+    assert!(doctor.contains("in keep mode, beside the image's own init"), "{doctor}");
     assert!(envdctl(vm, &["logs"]).contains("wrapper"));
     assert!(envdctl(vm, &["boot"]).contains("envd"));
     let old = envd_pid(vm, Via::Tcp).unwrap();

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use guest::control::Mode;
 use vsock_relay::handshake::HandshakeError;
 
 use super::{
@@ -239,9 +240,10 @@ fn guest(facts: &Facts, way: &Vsock, found: &VsockFacts) -> Finding {
     Finding::ok(
         Hop::Guest,
         format!(
-            "{} envd-init {}, up {}",
+            "{} envd-init {}{}, up {}",
             sanitise(&status.hostname),
             sanitise(&status.version),
+            if status.mode == Mode::Keep { " in keep mode, beside the image's own init" } else { "" },
             nanos(status.now_ns)
         ),
     )
