@@ -32,7 +32,7 @@ fn whole_life(init: Init) {
     let part = |name: &str, run: &dyn Fn(&Vm), vm: &Vm| part(&format!("{}: {name}", init.name()), || run(vm));
     let vm = Vm::of(&image).memory_mib(768).survive_reboot().boot().unwrap();
     let vm = &vm;
-    part("boot", &|vm| vm.wait_healthy_within(Via::Tcp, BOOT).unwrap(), vm);
+    part("boot", &|vm| Via::BOTH.into_iter().for_each(|via| vm.wait_healthy_within(via, BOOT).unwrap()), vm);
     part("demo", &|vm| Via::BOTH.into_iter().for_each(|via| sdk::calls(vm, via).unwrap()), vm);
     part("console", &console_and_getty, vm);
     part("world", &|vm| envd_has_the_units_world(vm, init), vm);
