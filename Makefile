@@ -74,7 +74,7 @@ test: build stand-in ## run all tests, on real VMs too; ends with `N passed, N f
 	@cargo test --profile host --workspace --no-run --quiet
 	@scripts/as-root scripts/test
 
-bench: build stand-in ## measure speed and memory beside peers [ONLY=boot|memory|idle|relay|bridge|supervise|images]
+bench: build stand-in ## measure speed and memory beside peers [ONLY=boot|memory|idle|relay|bridge|supervise|images|units]
 	@scripts/setup images vm
 	@$(BUILD) --bin bench
 	@scripts/as-root $(HOST_BIN)/bench

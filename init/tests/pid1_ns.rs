@@ -468,6 +468,7 @@ fn the_tools_answer_as_systemctl_does() {
         ("systemctl restart nope", "Failed to restart nope.service: Unit nope.service not found.", 5),
         ("systemctl stop nope", "Failed to stop nope.service: Unit nope.service not loaded.", 5),
         ("systemctl status nope", "Unit nope.service could not be found.", 4),
+        ("runlevel", "N 3", 0),
         ("shutdown 12:00", "shutdown: 12:00: only `now` is supported by envd-init", 2),
     ];
     for (line, text, code) in table {

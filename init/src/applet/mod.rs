@@ -21,7 +21,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             let name = words.remove(0);
             applet(&name, &words)
         }
-        "init" | "telinit" => runlevel(&words),
+        "init" | "telinit" => change_runlevel(&words),
         name => applet(name, &words),
     }
 }
@@ -37,6 +37,7 @@ fn is_applet(name: &str) -> bool {
         "poweroff",
         "halt",
         "shutdown",
+        "runlevel",
         "launch",
         "tmpfiles",
         "sysusers",
@@ -50,6 +51,10 @@ fn applet(name: &str, arguments: &[String]) -> ExitCode {
         "systemctl" => systemctl::run(arguments),
         "reboot" | "poweroff" | "halt" => power::now(name, arguments),
         "shutdown" => power::shutdown(arguments),
+        "runlevel" => {
+            println!("N 3"); // scripts of packages ask; what starts with the machine is what level 3 has
+            ExitCode::SUCCESS
+        }
         "launch" => code(guest::launch::run(arguments)),
         "tmpfiles" => code(guest::tmpfiles::command::run(arguments)),
         "sysusers" => code(guest::tmpfiles::command::run_sysusers(arguments)),
@@ -71,7 +76,7 @@ fn code(code: i32) -> ExitCode {
 }
 
 /// `init 0` and `init 6`, as System V had them.
-fn runlevel(arguments: &[String]) -> ExitCode {
+fn change_runlevel(arguments: &[String]) -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("0") => power::now("poweroff", &[]),
         Some("6") => power::now("reboot", &[]),
