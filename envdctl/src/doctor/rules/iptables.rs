@@ -304,6 +304,11 @@ mod tests {
     }
 
     #[test]
+    fn chains_with_more_ways_than_anybody_can_walk_come_to_an_end() {
+        assert_eq!(stops("-A OUTPUT -j mine\n-A mine -j mine\n-A mine -p tcp -j mine"), None);
+    }
+
+    #[test]
     fn rules_that_miss_the_packet_let_it_pass() {
         for rule in [
             "-A OUTPUT -p udp -j DROP",

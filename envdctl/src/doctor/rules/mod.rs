@@ -296,9 +296,9 @@ pub fn blocks(chains: &[Chain], hook: Hook, packet: &Packet) -> Vec<Block> {
         .filter(|chain| concerns(chain, packet))
         .collect();
     bases.sort_by_key(|chain| chain.hook.map(|(_, priority)| priority));
-    let mut found = Vec::new();
+    let (mut found, mut left) = (Vec::new(), MAX_STEPS);
     for base in bases {
-        Walk { chains, packet, found: &mut found, certain: true }.base(base);
+        Walk { chains, packet, found: &mut found, certain: true, left: &mut left }.base(base);
     }
     found.sort_by_key(|block| !block.certain);
     found
@@ -330,11 +330,17 @@ fn concerns(chain: &Chain, packet: &Packet) -> bool {
     right_family && right_device
 }
 
+/// Rules that a packet is led through at most. The largest rulesets have tens of thousands; but chains that jump to each other many
+/// times over have more ways through them than anybody can walk.
+const MAX_STEPS: usize = 200_000;
+
 struct Walk<'a> {
     chains: &'a [Chain],
     packet: &'a Packet,
     found: &'a mut Vec<Block>,
     certain: bool,
+    /// Of [`MAX_STEPS`].
+    left: &'a mut usize,
 }
 
 impl Walk<'_> {
@@ -350,6 +356,11 @@ impl Walk<'_> {
             return Walked::Through;
         }
         for rule in &chain.rules {
+            if *self.left == 0 {
+                self.certain = false;
+                return Walked::Through;
+            }
+            *self.left -= 1;
             let truth = rule.test(self.packet);
             if truth == Truth::No {
                 continue;
