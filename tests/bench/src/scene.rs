@@ -16,6 +16,9 @@ const FOLDER: &str = "/usr/lib/bench";
 /// A static shell with all that goes with it.
 pub(crate) const BUSYBOX: &str = "/usr/lib/bench/busybox/busybox";
 const OUR_INIT: &str = "/usr/lib/envd-init/init";
+/// The base has no host keys, without which Debian's sshd does not start.
+const SSH_KEYS: &str =
+    "[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n";
 /// MiB of memory in each guest: systemd's is the one that needs most.
 const MEMORY: u32 = 768;
 
@@ -69,7 +72,10 @@ impl Contender {
                 .file(&format!("{folder}/{name}"), text)
                 .link(&format!("{folder}/multi-user.target.wants/{name}"), &format!("../{name}"));
         }
-        let image = stamped(image.script("/usr/local/bin/e2b-seed-certs", "#!/bin/sh\nexit 0\n"))?.bake()?;
+        let image = image
+            .script("/usr/local/bin/e2b-seed-certs", "#!/bin/sh\nexit 0\n")
+            .file("/etc/systemd/system/ssh.service.d/keys.conf", SSH_KEYS);
+        let image = stamped(image)?.bake()?;
         Ok(Self { name: "systemd", image, init: None, program: "/systemd" })
     }
 
