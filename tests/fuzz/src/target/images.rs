@@ -187,9 +187,8 @@ fn read_all(bytes: &[u8]) {
         if let Ok(Some(found)) = image.find(path.as_bytes()) {
             let read = image.contents(&found.inode);
             let _ = image.read_dir(&found.inode);
-            // Holes of any length can be digested, in their time.
-            if let Ok(bytes) = read {
-                assert!(bytes.len() as u64 <= image.superblock.size());
+            // Holes of any length can be digested, in their time: only of what is modest enough to be read at once.
+            if read.is_ok() {
                 let _ = tree::sha256(&image, &found.inode);
             }
         }
