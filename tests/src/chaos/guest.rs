@@ -55,8 +55,8 @@ impl Stage {
     }
 }
 
-/// A service that prints without end, through PID 1; started when it is wanted.
-const NOISE: &str = "command = ['/bin/sh', '-c', 'while :; do echo a line of noise for the console; sleep 0.02; done']\n\
+/// A service that prints long lines without end, through PID 1; started when it is wanted.
+const NOISE: &str = "command = ['/bin/sh', '-c', 'l=0123456789; l=$l$l$l$l$l; l=$l$l$l$l$l$l; while :; do echo \"noise $l\"; sleep 0.02; done']\n\
     restart = 'always'\nenabled = false\nlog = 'console'\n";
 
 /// With our way in, and with a stand-in at hand whatever envd the image has.
