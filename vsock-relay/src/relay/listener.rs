@@ -80,6 +80,9 @@ impl Listener {
         loop {
             match socket::accept(listener) {
                 Ok(client) => {
+                    if matches!(self.endpoint, Endpoint::Unix(_)) {
+                        socket::widen(&client);
+                    }
                     self.recovered();
                     return Accepted::Client(client);
                 }
