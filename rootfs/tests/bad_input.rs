@@ -169,7 +169,7 @@ fn programs_that_would_not_run_in_the_guest() {
     );
     refused(&bench, &image, &["--envd", "/bin/sh"], 12, "is dynamically linked");
     refused(&bench, &image, &["--envd", "/etc/passwd"], 12, "is no ELF program");
-    refused(&bench, &image, &["--envd", "/nonexistent/envd"], 4, "is missing");
+    refused(&bench, &image, &["--envd", "/nonexistent/envd"], 4, "cannot read /nonexistent/envd");
     refused(&bench, &image, &["--arch", "arm64"], 13, "is an image for x86_64, and aarch64 was asked for");
 }
 

@@ -179,7 +179,7 @@ impl Cell {
 
     pub fn try_sh(&self, command: &str) -> Result<Output> {
         let target = self.first_process()?.to_string();
-        let enter = ["-t", &target, "-m", "-p", "-n", "-C", "--", "sh", "-c", command];
+        let enter = ["-t", &target, "-m", "-p", "-n", "-C", "-r", "--", "sh", "-c", command];
         Ok(Command::new("nsenter").args(enter).stdin(Stdio::null()).output()?)
     }
 

@@ -167,8 +167,12 @@ impl Bed {
 
     fn cpu(&self, plan: &Plan) -> Result<Vec<Row>> {
         plan.say("relay, native: CPU time per GiB");
-        let relays =
-            [Relay::ours()?, Relay::socat_with_large_buffer(), Relay::floor("C copy loop", "copy_loop")?];
+        let relays = [
+            Relay::ours()?,
+            Relay::socat_with_large_buffer(),
+            Relay::floor("C copy loop", "copy_loop")?,
+            Relay::floor("C epoll relay", "epoll_relay")?,
+        ];
         let samples = turns::take(&relays, ROUNDS, |relay| {
             self.with(relay, |door, process| {
                 // Asked while the connection is open: a child that has ended takes its figure along.
