@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::image::{Bake, Envd, Image};
 use crate::net::run;
-use crate::paths;
+use crate::{Via, Vm, paths, wait};
 
 /// Under emulation systemd takes its time; a bound is no expectation.
 pub const BOOT: Duration = Duration::from_secs(5 * 60);
@@ -60,5 +60,15 @@ impl Init {
             Self::Systemd => "systemctl start envd",
             Self::OpenRc => "rc-service envd start",
         }
+    }
+
+    /// Waits until it has started all that it starts at boot; whether something failed is not asked here.
+    pub fn wait_booted(self, vm: &Vm) -> Result<()> {
+        let at_work = match self {
+            Self::Systemd => "systemctl is-system-running | grep starting || true",
+            Self::OpenRc => "pgrep -x openrc || true",
+        };
+        let rests = || Ok(vm.sh(Via::Tcp, at_work)?.is_empty().then_some(()));
+        wait::until(&format!("{} to have booted", self.name()), BOOT, rests)
     }
 }

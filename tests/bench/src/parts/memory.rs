@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::keep::BOOT;
+use tests::keep::{BOOT, Init};
 use tests::{Image, Via, Vm, paths, wait};
 
 use super::relay_native::{Bed, Relay};
@@ -20,7 +20,7 @@ use crate::turns::{self, each};
 const ROUNDS: usize = 3;
 const OURS: [&str; 3] = ["init", "envd-wrapper", "vsock-relay"];
 const CONNECTIONS: [usize; 4] = [1, 8, 64, 512];
-const CONNECTION_ROUNDS: usize = 5;
+const CONNECTION_ROUNDS: usize = 3;
 /// After the boot, until what starts late has started.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -84,7 +84,7 @@ fn at_rest(kind: Kind, image: &Image) -> Result<Memory> {
     let vm = scene::boot_plain(image)?;
     vm.wait_healthy_within(Via::Tcp, BOOT)?;
     if kind == Kind::Systemd {
-        booted_by_systemd(&vm)?;
+        Init::Systemd.wait_booted(&vm)?;
     }
     std::thread::sleep(SETTLE);
     let memory = Memory::of(&vm)?;
@@ -92,12 +92,6 @@ fn at_rest(kind: Kind, image: &Image) -> Result<Memory> {
         ensure!(memory.named(&[*name]).len() == 1, "not one {name} in {:?}", memory.processes);
     }
     Ok(memory)
-}
-
-/// `systemctl is-system-running` says `starting` until all jobs are done; whether a unit failed is not asked here.
-fn booted_by_systemd(vm: &Vm) -> Result<()> {
-    let state = || vm.sh(Via::Tcp, "systemctl is-system-running || true");
-    wait::until("systemd to have booted", BOOT, || Ok((!state()?.contains("starting")).then_some(())))
 }
 
 /// On the host, over unix sockets: the memory of the relay does not depend on the transport.

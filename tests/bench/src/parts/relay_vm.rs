@@ -34,6 +34,8 @@ const OURS: Relay = Relay { name: "vsock-relay", port: 7002 };
 const EPOLL: Relay = Relay { name: "C epoll relay", port: 7003 };
 const SOCAT: Relay = Relay { name: "socat VSOCK-LISTEN,fork", port: 7004 };
 const LARGE_SOCAT: Relay = Relay { name: "socat -b 262144 VSOCK-LISTEN,fork", port: 7005 };
+/// In front of envd, as ours is.
+const EPOLL_BEFORE_ENVD: Relay = Relay { name: "C epoll relay", port: 7006 };
 /// The server itself, without a relay.
 const RAW: Relay = Relay { name: "raw vsock", port: 7001 };
 
@@ -71,6 +73,7 @@ fn image() -> Result<Bake> {
             ),
         ),
         ("epoll", format!("'{epoll}', 'vsock:{}', 'tcp:{SERVER_TCP}'", EPOLL.port)),
+        ("epoll-envd", format!("'{epoll}', 'vsock:{}', 'tcp:{}'", EPOLL_BEFORE_ENVD.port, envd_api::PORT)),
         ("socat", socat(&SOCAT, "")),
         ("socat-large", socat(&LARGE_SOCAT, "'-b', '262144', ")),
     ];
@@ -131,14 +134,16 @@ impl Bed {
         plan.say("relay, VM: health checks");
         let vsock = Door::Vsock(self.vm.vsock_socket(), envd_api::PORT.into());
         let tap = Door::Tcp(format!("{GUEST}:{}", envd_api::PORT).parse()?);
-        let routes = [(Via::Vsock, vsock), (Via::Tcp, tap)];
+        let floor = self.door(&EPOLL_BEFORE_ENVD);
+        let routes = [(Via::Vsock, vsock), (Via::Tcp, tap), (Via::Vsock, floor)];
         let samples: Vec<Vec<Spread>> = turns::take(&routes, 7, |(via, door)| match via {
             Via::Vsock => door.health_times(50),
             Via::Tcp => self.vm.netns().enter(|| door.health_times(50)),
         })?;
         let p50: Vec<_> = samples.iter().map(|of| each(of, |spread| spread.p50)).collect();
         let subject = Subject::lower("relay.vm.health_rtt_p50", "µs");
-        Ok(vec![subject.against(&p50[0], "TCP over the tap", &p50[1], Some(2.0))])
+        let names = ["vsock-relay", "TCP over the tap", EPOLL_BEFORE_ENVD.name];
+        Ok(subject.beside(&names, &p50, &[Some(2.0), None]))
     }
 
     /// How throughput changes with the number of connections; a fork a connection is left out, being the slowest throughout.
