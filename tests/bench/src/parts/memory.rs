@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::keep::{BOOT, Init};
-use tests::{Image, Via, Vm, paths, wait};
+use tests::{Image, Via, paths, wait};
 
 use super::relay_native::{Bed, Relay};
 use crate::guest::{Memory, Process};
