@@ -93,6 +93,8 @@ fn assert_first(vm: &Vm, bridge: &Bridge, hop: &str) {
 fn booted(image: &Image) -> Vm {
     let vm = Vm::of(image).boot().unwrap();
     vm.console().wait("envd is healthy").unwrap();
+    // envd comes first: what answers an operator may come a moment after it.
+    vm.wait_control().unwrap();
     vm
 }
 

@@ -83,7 +83,7 @@ fn network_was_found_or_set_up(vm: &Vm, by_kernel: bool) {
     let line =
         format!("init: eth0 169.254.0.21/30 {how}, gateway 169.254.0.22, mac 02:fc:00:00:00:05, mtu 1500");
     await_console(vm, &line.replace('.', r"\."));
-    let network = &vm.status().unwrap()["network"];
+    let network = &vm.wait_control().unwrap()["network"];
     assert_eq!(network["configured_by"], if by_kernel { "kernel" } else { "init" });
     assert_eq!((&network["found"], &network["link_up"]), (&json!(["169.254.0.21/30"]), &json!(true)));
     assert!(sh(vm, "ip -4 addr show lo").contains("127.0.0.1/8"));
@@ -387,7 +387,7 @@ fn garbage_in_every_configuration_file_is_named_and_costs_nothing_else() {
     for via in Via::BOTH {
         vm.wait_healthy(via).unwrap();
     }
-    assert_eq!(vm.status().unwrap()["hostname"], "instance", "of ip=, since the file has none");
+    assert_eq!(vm.wait_control().unwrap()["hostname"], "instance", "of ip=, since the file has none");
     goes_down(&vm, Down::Control("halt"));
 }
 
@@ -404,7 +404,7 @@ fn a_read_only_root_with_an_empty_etc_still_gives_an_envd() {
     for via in Via::BOTH {
         vm.wait_healthy(via).unwrap();
     }
-    let status = vm.status().unwrap();
+    let status = vm.wait_control().unwrap();
     assert!(warnings(&status).iter().any(|warning| warning.contains("read-only")), "{status:#}");
     goes_down(&vm, Down::Control("poweroff"));
 }
@@ -428,7 +428,7 @@ fn a_damaged_root_still_gives_an_envd() {
     for via in Via::BOTH {
         vm.wait_healthy(via).unwrap();
     }
-    assert!(!warnings(&vm.status().unwrap()).is_empty());
+    assert!(!warnings(&vm.wait_control().unwrap()).is_empty());
     vm.shut_down("reboot").unwrap();
     vm.wait_end().unwrap();
 }
