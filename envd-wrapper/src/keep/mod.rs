@@ -272,7 +272,7 @@ impl Keep {
             network: look::network(&self.network),
             services: vec![envd_service(envd), relay_service()],
             envd: Some(envd.clone()),
-            relay: relay_status(),
+            relay: RelayStatus::last_written(),
             console_dropped_bytes: log::dropped_bytes(),
             warnings: self.warnings.clone(),
             deaths: self.deaths.clone(),
@@ -339,11 +339,6 @@ fn relay_service() -> ServiceStatus {
         memory_bytes: pid.and_then(look::resident_bytes),
         last_exit: None,
     }
-}
-
-fn relay_status() -> Option<RelayStatus> {
-    let text = std::fs::read_to_string("/run/envd-init/relay.json").ok()?;
-    json::from_slice(text.trim_end_matches(['\0', ' ', '\n']).as_bytes()).ok()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{Kind, Limit, Limits, LogTo, Placement, Readiness, Restart, Service};
-use crate::cgroup::Weights;
+use crate::{cgroup::Weights, control::RelayStatus};
 
 /// By name.
 pub fn services() -> BTreeMap<String, Service> {
@@ -55,7 +55,7 @@ fn relay() -> Service {
     let command = [
         "/usr/lib/envd-init/vsock-relay",
         "--status",
-        "/run/envd-init/relay.json",
+        RelayStatus::PATH,
         "--map",
         "vsock:any:49983=tcp:127.0.0.1:49983",
     ];

@@ -15,7 +15,7 @@ use guest::{
         self, EnvdStatus, Mode, Op, RelayStatus, Reply, ShutdownKind, Status,
         server::{Call, ClientId, Server, error},
     },
-    json, log,
+    log,
     reactor::{Interest, Reactor, Ready, Watched},
     ring,
     supervise::State,
@@ -253,7 +253,7 @@ impl Machine {
             network: self.network.status().clone(),
             services: self.services.status(&self.tree),
             envd: self.envd_status(),
-            relay: relay_status(),
+            relay: RelayStatus::last_written(),
             console_dropped_bytes: log::dropped_bytes(),
             warnings: self.stages.warnings().to_vec(),
             deaths: self.services.deaths(),
@@ -284,10 +284,4 @@ fn refusal(why: &StartError) -> Reply {
         StartError::NotHere { .. } => "failed",
     };
     error(code, why.to_string())
-}
-
-/// The relay writes its counters down as they change.
-fn relay_status() -> Option<RelayStatus> {
-    let text = std::fs::read_to_string("/run/envd-init/relay.json").ok()?;
-    json::from_slice(text.trim_end_matches(['\0', ' ', '\n']).as_bytes()).ok()
 }
