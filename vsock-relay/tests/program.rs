@@ -305,3 +305,23 @@ fn idle_connections_wake_nobody_and_are_counted() {
     drop(idle);
     until("the counters", || relay.counters().contains("\"connections\":0,\"total\":50"));
 }
+
+/// What bounded a connection while it lasted wakes nobody when it is over.
+#[test]
+fn connections_that_have_ended_leave_nothing_to_wake_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let map = format!("unix:{0}/front=unix:{0}/back", dir.path().display());
+    let status = dir.path().join("status").display().to_string();
+    let relay = Relay::start_in(dir, &["--map", &map, "--status", &status]);
+    serve(UnixListener::bind(relay.at("back")).unwrap());
+    // More than the target reads: the rest is taken from the client for a bounded time, and the client leaves earlier.
+    let mut client = relay.client();
+    let _ = client.write_all(&vec![0; 1 << 20]);
+    let mut answer = [0; 6];
+    client.read_exact(&mut answer).unwrap();
+    drop(client);
+    until("the counters", || relay.counters().contains("\"connections\":0,\"total\":1"));
+    let before = relay.sleeps();
+    thread::sleep(vsock_relay::pump::LINGER + Duration::from_millis(500));
+    assert_eq!(relay.sleeps(), before, "something woke the relay");
+}

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 
 use guest::clock::Moment;
 
+use super::timers::Timer;
 use crate::{
     pool::Pool,
     pump::{Phase, Pump},
@@ -45,6 +46,8 @@ pub(super) struct Connection {
     pub(super) target_armed: bool,
     pub(super) pump: Pump,
     pub(super) phase: Phase,
+    /// Its one timer, while it has one: of a dial, or of the phase.
+    pub(super) timer: Option<(Moment, Timer)>,
     /// How many bytes had moved when the bound of the phase was last set.
     pub(super) moved: u64,
     /// When it was held first.

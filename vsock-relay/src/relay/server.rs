@@ -303,6 +303,7 @@ impl Relay {
             target_armed: false,
             pump,
             phase: Phase::Open,
+            timer: None,
             moved: 0,
             held_since: None,
             early_ends: 0,
@@ -371,7 +372,7 @@ impl Relay {
     /// No answer at once: the kernel drops SYNs when the target's backlog is full.
     fn bound_dial(&mut self, key: Key) {
         if self.table.get(key).is_some_and(|connection| connection.stage == Stage::Dialing) {
-            self.timers.arm(now() + self.options.hold, Timer::Dial(key));
+            self.arm(key, self.options.hold, Timer::Dial(key));
         }
     }
 
@@ -379,6 +380,7 @@ impl Relay {
         let Some(connection) = self.table.get(key) else { return };
         connection.stage = Stage::Held;
         connection.target = None;
+        disarm(&mut self.timers, connection);
         let now = now();
         connection.held_since.get_or_insert(now);
         let map = connection.map;
@@ -392,6 +394,7 @@ impl Relay {
     fn connected(&mut self, key: Key) {
         let Some(connection) = self.table.get(key) else { return };
         connection.stage = Stage::Open;
+        disarm(&mut self.timers, connection);
         connection.pump.set_writable(Side::Target);
         let map = connection.map;
         for held in self.targets[map].connected(now) {
@@ -521,13 +524,24 @@ impl Relay {
         let Some(connection) = self.table.get(key) else { return };
         connection.phase = phase;
         connection.moved = connection.total_moved();
-        if let Some(limit) = phase.limit() {
-            self.timers.arm(now() + limit, Timer::Phase(key));
+        match phase.limit() {
+            Some(limit) => self.arm(key, limit, Timer::Phase(key)),
+            None => disarm(&mut self.timers, connection),
         }
+    }
+
+    /// Sets the connection's timer, in place of the one it had.
+    fn arm(&mut self, key: Key, after: Duration, timer: Timer) {
+        let Some(connection) = self.table.get(key) else { return };
+        disarm(&mut self.timers, connection);
+        let at = now() + after;
+        connection.timer = Some((at, timer));
+        self.timers.arm(at, timer);
     }
 
     fn close(&mut self, key: Key) {
         let Some(mut connection) = self.table.remove(key.slot) else { return };
+        disarm(&mut self.timers, &mut connection);
         connection.pump.close(&mut self.pool);
         if connection.stage == Stage::Held {
             self.targets[connection.map].forget(key);
@@ -590,7 +604,7 @@ impl Relay {
             return self.close(key);
         }
         connection.moved = moved;
-        self.timers.arm(now() + limit, Timer::Phase(key));
+        self.arm(key, limit, Timer::Phase(key));
     }
 
     fn listener_due(&mut self, map: usize) {
@@ -644,6 +658,13 @@ impl Relay {
         );
         self.timers.arm(now() + self.options.drain, Timer::Drain);
         self.ended |= self.table.len() == 0;
+    }
+}
+
+/// What the connection had a timer for is over.
+fn disarm(timers: &mut Timers, connection: &mut Connection) {
+    if let Some((at, timer)) = connection.timer.take() {
+        timers.disarm(at, timer);
     }
 }
 

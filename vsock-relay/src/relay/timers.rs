@@ -31,6 +31,11 @@ impl Timers {
         self.set.insert((at, timer));
     }
 
+    /// It is not due any more: what is over wakes nobody later.
+    pub(super) fn disarm(&mut self, at: Moment, timer: Timer) {
+        self.set.remove(&(at, timer));
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.set.is_empty()
     }
