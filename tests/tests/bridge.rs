@@ -7,6 +7,8 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tests::bridge::fake::{self, Behaviour, Bridge, Envd, Vmm, get, request};
 use tests::bridge::{Bed, Fault};
 use tests::wait;
@@ -241,6 +243,30 @@ fn a_folder_of_sandboxes_is_followed_without_touching_the_others() {
     until("the removal", || !many[250].exists());
     assert!(request(&mut one, "/tag").is_err(), "a sandbox that is gone has no connections");
     assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
+}
+
+/// A deleted namespace lives, with its devices and addresses, as long as one process is in it.
+#[test]
+fn a_namespace_is_left_again_once_its_socket_is_made() {
+    let bed = Bed::new("brhome").unwrap();
+    assert_eq!(get(&bed.bridge.address(), "/tag").unwrap(), "tcp");
+    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    let [bridge, broker] = bed.bridge.processes();
+    assert_eq!(namespace(broker), namespace(bridge));
+}
+
+/// As a service manager stops a service, and a terminal interrupts a command: all processes get the signal.
+#[test]
+fn connections_are_drained_although_the_signal_reached_the_helper_too() {
+    let bed = Bed::new("brstop").unwrap();
+    let address = bed.bridge.address();
+    let late = std::thread::spawn(move || get(&address, "/late"));
+    until("the request", || bed.asked("/late"));
+    for pid in bed.bridge.processes() {
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
+    }
+    assert_eq!(late.join().unwrap().unwrap(), "late");
+    assert_eq!(bed.bridge.exit_code(), 0);
 }
 
 #[test]

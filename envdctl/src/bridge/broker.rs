@@ -10,7 +10,11 @@
 //! ```
 //!
 //! A namespace is opened by its path for every request: names are recycled, and a handle kept from before would lead
-//! into the sandbox that had the name then.
+//! into the sandbox that had the name then. It is left again at once: whoever stays in one keeps it, its devices and
+//! its addresses alive after its name was deleted.
+//!
+//! Signals that mean the bridge (a service manager's stop and a terminal's Ctrl-C reach both processes) are not the
+//! broker's: the bridge still drains, and needs it.
 
 use std::{
     collections::HashMap,
@@ -26,6 +30,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{SigSet, Signal};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -48,6 +53,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub enum BrokerError {
     #[error("the network namespace {} cannot be entered ({source})", path.display())]
     Namespace { path: PathBuf, source: io::Error },
+    #[error(
+        "{} is no network namespace: it was deleted, or it is mounted where the bridge does not see it (a mount \
+         namespace of its own without propagation)",
+        path.display()
+    )]
+    NoNamespace { path: PathBuf },
     #[error("the socket {} cannot be reached ({source})", path.display())]
     Unix { path: PathBuf, source: io::Error },
     #[error("network namespaces need root or CAP_SYS_ADMIN, which the bridge was started without")]
@@ -119,7 +130,11 @@ impl Broker {
     pub(super) async fn netns_socket(&self, path: &Path, ipv6: bool) -> Result<OwnedFd, BrokerError> {
         let kind = if ipv6 { b'n' } else { b'N' };
         let answer = self.ask(kind, path).await?;
-        answer.map_err(|source| BrokerError::Namespace { path: path.to_owned(), source })
+        let path = || path.to_owned();
+        answer.map_err(|source| match source.raw_os_error() {
+            Some(nix::libc::EINVAL) => BrokerError::NoNamespace { path: path() },
+            _ => BrokerError::Namespace { path: path(), source },
+        })
     }
 
     /// A connection to a unix socket.
@@ -200,6 +215,9 @@ fn receive_answer(channel: BorrowedFd<'_>) -> io::Result<Option<(u32, Answer)>> 
 
 /// The broker's own loop: answers one request after the other until the bridge is gone.
 pub(super) fn serve(channel: BorrowedFd<'_>) -> io::Result<()> {
+    let not_ours = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+    SigSet::from_iter(not_ours).thread_block()?;
+    let home = File::open("/proc/self/ns/net")?;
     let mut request = [0; HEADER + MAX_PATH];
     loop {
         let (count, _) = match rustix::net::recv(channel, &mut request, RecvFlags::empty()) {
@@ -210,15 +228,15 @@ pub(super) fn serve(channel: BorrowedFd<'_>) -> io::Result<()> {
             return Ok(());
         }
         let path = Path::new(std::ffi::OsStr::from_bytes(&request[HEADER..count]));
-        let answer = make(request[4], path);
+        let answer = make(request[4], path, &home);
         send_answer(channel, &request[..4], &answer)?;
     }
 }
 
-fn make(kind: u8, path: &Path) -> Answer {
+fn make(kind: u8, path: &Path, home: &File) -> Answer {
     match kind {
-        b'N' => netns_socket(path, AddressFamily::INET),
-        b'n' => netns_socket(path, AddressFamily::INET6),
+        b'N' => netns_socket(path, home, AddressFamily::INET),
+        b'n' => netns_socket(path, home, AddressFamily::INET6),
         b'U' => match socket::dial(&Endpoint::Unix(path.to_owned()))? {
             socket::Dialed::Connected(socket) | socket::Dialed::Pending(socket) => Ok(socket),
         },
@@ -226,10 +244,12 @@ fn make(kind: u8, path: &Path) -> Answer {
     }
 }
 
-fn netns_socket(path: &Path, family: AddressFamily) -> Answer {
+fn netns_socket(path: &Path, home: &File, family: AddressFamily) -> Answer {
     setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None);
+    setns(home, CloneFlags::CLONE_NEWNET)?;
+    Ok(socket?)
 }
 
 fn send_answer(channel: BorrowedFd<'_>, id: &[u8], answer: &Answer) -> io::Result<()> {

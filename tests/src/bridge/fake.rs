@@ -207,6 +207,11 @@ fn answer(stream: &mut impl Write, path: &str, tag: &str) -> io::Result<bool> {
         "/never" => loop {
             thread::sleep(Duration::from_secs(60));
         },
+        // Later than a route that is asked meanwhile is found broken.
+        "/late" => {
+            thread::sleep(Duration::from_millis(1500));
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").map(|()| true)
+        }
         "/slow" => {
             thread::sleep(Duration::from_millis(100));
             write!(stream, "HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(1 << 20)).map(|()| false)
@@ -363,6 +368,13 @@ impl Bridge {
 
     pub fn exit_code(&self) -> i32 {
         self.process.lock().unwrap().wait().unwrap().code().unwrap_or(-1)
+    }
+
+    /// The bridge and its helper that enters namespaces, each by its pid.
+    pub fn processes(&self) -> [u32; 2] {
+        let pid = self.process.lock().unwrap().id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        [pid, children.trim().parse().unwrap()]
     }
 
     /// How often it went to sleep so far: what turns round and round never does, or does it thousands of times a second.

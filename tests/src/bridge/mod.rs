@@ -67,6 +67,11 @@ impl Bed {
         Ok(Self { ns, tcp, _vmm: vmm, bridge })
     }
 
+    /// Whether the preferred route got a request for `path`.
+    pub fn asked(&self, path: &str) -> bool {
+        self.tcp.count(path) > 0
+    }
+
     pub fn break_by(&self, fault: Fault) -> Result<()> {
         match fault {
             Fault::Closed => self.tcp.close(),
