@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use tracing::field::{Field, Visit};
@@ -58,7 +58,7 @@ pub fn begin(component: &'static str) {
     let ring = Ring::new(ring::FOLDER, component);
     let console = Console::default();
     let logger = Logger { component, console, ring, mirror: None, sources: HashMap::new(), debug: false };
-    *lock() = Some(logger);
+    *LOGGER.lock().unwrap_or_else(PoisonError::into_inner) = Some(logger);
     let _ = tracing::subscriber::set_global_default(Bridge);
 }
 
@@ -153,13 +153,15 @@ pub fn flush() {
     with(|logger| logger.console.flush());
 }
 
-/// A poisoned lock only means that a panic came while logging: what is there is still good.
-fn lock() -> MutexGuard<'static, Option<Logger>> {
-    LOGGER.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
+/// Runs `act` on the logger. `None`: there is none yet, or it is in use, which in a program of one thread is ourselves: a panic
+/// while logging is told by its hook before the lock is released, and waiting for that would be for ever. A poisoned lock only
+/// means that such a panic has been: what is there is still good.
 fn with<T>(act: impl FnOnce(&mut Logger) -> T) -> Option<T> {
-    lock().as_mut().map(act)
+    match LOGGER.try_lock() {
+        Ok(mut logger) => logger.as_mut().map(act),
+        Err(TryLockError::Poisoned(broken)) => broken.into_inner().as_mut().map(act),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 impl Logger {
@@ -270,5 +272,21 @@ impl Visit for Line {
             "message" => write!(self.message, "{value:?}"),
             name => write!(self.fields, " {name}={value:?}"),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_while_logging_waits_for_nobody_and_ends_no_later_line() {
+        begin("test");
+        let panics = || with(|_| std::panic::resume_unwind(Box::new(with(|_| "the lock is held"))));
+        let told: Option<()> = std::panic::catch_unwind(panics).unwrap_or_else(|inner| {
+            assert_eq!(inner.downcast_ref::<Option<&str>>(), Some(&None));
+            None
+        });
+        assert_eq!((told, with(|logger| logger.component)), (None, Some("test")));
     }
 }

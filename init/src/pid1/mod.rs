@@ -28,10 +28,14 @@ mod shutdown;
 mod stages;
 
 use std::{
+    fs::File,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
 };
 
+use nix::fcntl::OFlag;
 use tracing::error;
 
 pub(crate) use finish::{UNMOUNT, unmount_all};
@@ -79,13 +83,22 @@ fn guarded<T>(what: &str, work: impl FnOnce() -> T) -> Option<T> {
     outcome.ok()
 }
 
-/// Says a panic in the log, line by line, instead of on a standard error that may not be there.
+/// Says a panic where somebody may read it, instead of on a standard error that may not be there.
 fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
-        for line in info.to_string().lines() {
-            error!("fault: {line}");
-        }
+        let kernels = File::options().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/kmsg");
+        tell_fault(&info.to_string(), kernels.ok());
     }));
+}
+
+/// Line by line: in the kernel's log, which is there even where our own is at fault, and in our own.
+fn tell_fault(text: &str, mut kernels: Option<impl Write>) {
+    for line in text.lines() {
+        if let Some(log) = &mut kernels {
+            let _ = log.write_all(format!("<3>init: fault: {line}").as_bytes()); // one write is one record
+        }
+        error!("fault: {line}");
+    }
 }
 
 #[cfg(test)]
@@ -98,6 +111,23 @@ mod tests {
         assert_eq!(faults("init quiet splash 3"), Faults::default());
         assert_eq!(faults("init --after-fault 2 11"), Faults { count: 2, signal: 11 });
         assert_eq!(faults("init --after-fault x"), Faults::default());
+    }
+
+    #[test]
+    fn each_line_of_a_fault_is_a_record_of_the_kernels_log() {
+        struct Records(Vec<String>);
+        impl Write for &mut Records {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.push(String::from_utf8_lossy(bytes).into_owned());
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut records = Records(Vec::new());
+        tell_fault("panicked at x.rs:\nwhy", Some(&mut records));
+        assert_eq!(records.0, ["<3>init: fault: panicked at x.rs:", "<3>init: fault: why"]);
     }
 
     #[test]
