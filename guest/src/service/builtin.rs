@@ -10,15 +10,14 @@ use crate::{cgroup::Weights, control::RelayStatus};
 
 /// By name.
 pub fn services() -> BTreeMap<String, Service> {
-    let all = [chrony_source(), chronyd(), envd(), relay(), seed_certs(), tmp(), tmpfiles()];
+    let all = [chrony_source(), envd(), relay(), seed_certs(), tmp(), tmpfiles()];
     all.into_iter().map(|service| (service.name.clone(), service)).collect()
 }
 
 /// Each one's file, by name.
-pub fn texts() -> [(&'static str, &'static str); 7] {
+pub fn texts() -> [(&'static str, &'static str); 6] {
     [
         ("chrony-source", include_str!("../../services/chrony-source.toml")),
-        ("chronyd", include_str!("../../services/chronyd.toml")),
         ("envd", include_str!("../../services/envd.toml")),
         ("relay", include_str!("../../services/relay.toml")),
         ("seed-certs", include_str!("../../services/seed-certs.toml")),
@@ -114,16 +113,6 @@ fn chrony_source() -> Service {
         kind: Kind::Oneshot,
         start_timeout_ms: 10_000,
         ..service("chrony-source", "chronyd's time source", &[PROGRAM])
-    }
-}
-
-fn chronyd() -> Service {
-    let backoff = super::Backoff { min_ms: 1000, max_ms: 60_000, ..super::Backoff::default() };
-    Service {
-        only_if: vec!["/usr/sbin/chronyd".into(), "/etc/chrony/chrony.conf".into()],
-        after: words(&["chrony-source"]),
-        backoff,
-        ..service("chronyd", "clock synchronisation", &["/usr/sbin/chronyd", "-d"])
     }
 }
 

@@ -165,11 +165,11 @@ mod tests {
     #[test]
     fn an_own_file_replaces_a_shipped_one_and_an_empty_one_turns_it_off() {
         let loaded = load_files(&[
-            ("chronyd.toml", ""),
+            ("tmpfiles.toml", ""),
             ("relay.toml", "command = ['/bin/relay']"),
             ("notes.txt", "x"),
         ]);
-        assert!(!loaded.services.contains_key("chronyd"));
+        assert!(!loaded.services.contains_key("tmpfiles"));
         assert_eq!(loaded.services["relay"].command, ["/bin/relay"]);
         assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
     }
@@ -190,10 +190,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         nix::unistd::mkfifo(&dir.path().join("pipe.toml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         fs::create_dir(dir.path().join("folder.toml")).unwrap();
-        std::os::unix::fs::symlink("/dev/null", dir.path().join("chronyd.toml")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", dir.path().join("tmpfiles.toml")).unwrap();
         let loaded = load(Path::new("/nonexistent"), dir.path());
         assert_eq!(loaded.problems.len(), 2, "{:?}", loaded.problems);
-        assert!(!loaded.services.contains_key("chronyd"));
+        assert!(!loaded.services.contains_key("tmpfiles"));
     }
 
     #[test]

@@ -214,6 +214,15 @@ fn shipped_definitions_parse_and_stay_off_where_the_owner_turned_the_unit_off() 
     assert_eq!(survey.warnings, ["cron is installed, and its unit is not enabled: it stays off"]);
 }
 
+/// PID 1 reads no file of a service that it has compiled in: a definition by such a name, or its `enabled = false`, would be lost.
+#[test]
+fn no_shipped_definition_is_of_a_service_that_is_compiled_in() {
+    let compiled_in = guest::service::builtin::services();
+    for (name, ..) in known::SHIPPED {
+        assert!(!compiled_in.contains_key(*name), "{name}");
+    }
+}
+
 #[test]
 fn an_image_without_an_init_loses_nothing() {
     let survey =
