@@ -38,6 +38,7 @@ pub enum CgroupError {
 
 /// Weights and memory bounds of one cgroup. What is unset stays as the kernel has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields)]
 pub struct Weights {
     /// Share of the CPU against its siblings, 1 to 10000; the kernel's default is 100.

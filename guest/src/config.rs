@@ -1,7 +1,7 @@
 //! `/etc/envd-init/config.toml`, and the words `envd_init.KEY=value` of the kernel's command line over it.
 //!
-//! Every key has a default, so that an empty or absent file is a good one. docs/configuration.md is made from the
-//! comments here; a test holds the two together.
+//! Every key has a default, so that an empty or absent file is a good one. docs/configuration.md says what each means; a test
+//! holds its keys and defaults and those here together.
 
 use std::{collections::BTreeMap, io, net::Ipv4Addr, path::Path, str::FromStr};
 
@@ -19,6 +19,7 @@ use crate::{
 pub const PATH: &str = "/etc/envd-init/config.toml";
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub boot: Boot,
@@ -31,6 +32,7 @@ pub struct Config {
 
 /// `[boot]`: what PID 1 sets up.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct Boot {
     /// The host name; unset: `/etc/hostname`, then `ip=`.
@@ -60,6 +62,7 @@ impl Default for Boot {
 
 /// `[network]`: the interface towards the host. `ip=` of the kernel's command line comes before all of it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct Network {
     /// `false`: only look and report, never change anything.
@@ -67,6 +70,7 @@ pub struct Network {
     pub interface: String,
     /// Address and prefix length.
     pub address: Cidr,
+    /// The default route's; see [`Network::gateway`].
     pub gateway: Option<Ipv4Addr>,
     /// Bytes; unset: as the device has it.
     pub mtu: Option<u32>,
@@ -82,7 +86,7 @@ impl Default for Network {
             manage: true,
             interface: "eth0".to_owned(),
             address: Cidr { address: Ipv4Addr::new(169, 254, 0, 21), prefix: 30 },
-            gateway: Some(Ipv4Addr::new(169, 254, 0, 22)),
+            gateway: None,
             mtu: None,
             dns: Vec::new(),
             link_timeout_ms: 10_000,
@@ -90,8 +94,18 @@ impl Default for Network {
     }
 }
 
+impl Network {
+    /// Unset, it is the platform's where the address is the platform's too; for another address that one leads nowhere.
+    pub fn gateway(&self) -> Option<Ipv4Addr> {
+        const PLATFORMS: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 22);
+        let platforms = (self.address == Self::default().address).then_some(PLATFORMS);
+        self.gateway.or(platforms)
+    }
+}
+
 /// `[envd]`: read by envd-wrapper.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct Envd {
     /// The program; unset: searched in /usr/bin, then in /usr/local/bin.
@@ -125,6 +139,7 @@ impl Default for Envd {
 
 /// `[control]`: who may ask PID 1.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct Control {
     /// Whether the host (CID 2) may speak on vsock port 49984.
@@ -139,6 +154,7 @@ impl Default for Control {
 
 /// `[shutdown]`
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct Shutdown {
     /// Milliseconds from the request to the reboot, whatever does not end by then.
@@ -153,6 +169,7 @@ impl Default for Shutdown {
 
 /// `[log]`
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// Whether records of level debug are kept and shown.
@@ -243,7 +260,7 @@ fn with_overrides(mut table: Table, cmdline: &Cmdline) -> Read<Config> {
 
 /// A value of the command line is read as TOML (`1400`, `true`, `["1.1.1.1"]`), and where that does not fit as text.
 fn lay_over(table: &mut Table, key: &str, value: &str) -> Result<(), String> {
-    let path: Vec<String> = key.split('.').map(|part| part.replace('-', "_")).collect();
+    let path = path_of(key);
     let literal = toml::parse_value(value).ok();
     if let Some(literal) = literal
         && lenient::accept::<Config>(table, &path, literal).is_ok()
@@ -251,6 +268,60 @@ fn lay_over(table: &mut Table, key: &str, value: &str) -> Result<(), String> {
         return Ok(());
     }
     lenient::accept::<Config>(table, &path, Value::String(value.to_owned()))
+}
+
+/// Values of the right type that can never be right. When booting whoever uses them says so.
+pub fn check(config: &Config) -> Vec<String> {
+    let (boot, network, envd) = (&config.boot, &config.network, &config.envd);
+    let wrong = [
+        boot.hostname
+            .as_deref()
+            .filter(|name| !is_hostname(name))
+            .map(|name| format!("boot.hostname: {name:?} is no host name")),
+        (!is_interface_name(&network.interface))
+            .then(|| format!("network.interface: {:?} is no name of an interface", network.interface)),
+        network
+            .mtu
+            .filter(|mtu| !(SMALLEST_MTU..=LARGEST_MTU).contains(mtu))
+            .map(|mtu| format!("network.mtu: {mtu} is not between {SMALLEST_MTU} and {LARGEST_MTU}")),
+        envd.program
+            .as_deref()
+            .filter(|program| !program.starts_with('/'))
+            .map(|program| format!("envd.program: {program:?} is no whole path")),
+        envd.sha256
+            .as_deref()
+            .filter(|sum| sum.len() != 64 || !sum.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            .map(|sum| format!("envd.sha256: {sum:?} is no sha256 in hexadecimal (64 digits)")),
+        (envd.sha256.is_some() && envd.program.is_none())
+            .then(|| "envd.sha256 pins nothing without envd.program".to_owned()),
+    ];
+    wrong.into_iter().flatten().collect()
+}
+
+/// What IPv4 needs, and the largest that a packet's length can tell (bytes).
+const SMALLEST_MTU: u32 = 68;
+const LARGEST_MTU: u32 = 65_535;
+
+/// Whether the kernel and those who ask it take this for a name of a machine.
+pub fn is_hostname(name: &str) -> bool {
+    const LONGEST: usize = 64;
+    (1..=LONGEST).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+}
+
+/// IFNAMSIZ is 16 with its final zero; a slash or white space cannot be in a name.
+pub(crate) fn is_interface_name(name: &str) -> bool {
+    let impossible = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+    (1..16).contains(&name.len()) && !name.contains(impossible)
+}
+
+/// What is behind `boot.settings.` is one name, with dots of its own, and stays as it is; elsewhere `-` is as good as `_`.
+fn path_of(key: &str) -> Vec<String> {
+    const SETTINGS: &str = "boot.settings.";
+    match key.strip_prefix(SETTINGS) {
+        Some(name) => vec!["boot".to_owned(), "settings".to_owned(), name.to_owned()],
+        None => key.split('.').map(|part| part.replace('-', "_")).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -286,6 +357,25 @@ mod tests {
     }
 
     #[test]
+    fn each_setting_of_the_kernel_can_stand_on_the_command_line() {
+        let line = "envd_init.boot.settings.vm.swappiness=10 envd_init.boot.settings.kernel.core_uses_pid=1 \
+                    envd-init.network.link-timeout-ms=5";
+        let read = with("[boot.settings]\n'vm.swappiness' = '60'\n'fs.aio-max-nr' = '7'\n", line);
+        assert_eq!(read.problems, [""; 0]);
+        let settings: Vec<_> = read.value.boot.settings.iter().collect();
+        let text = |text: &str| text.to_owned();
+        let wanted = [("fs.aio-max-nr", "7"), ("kernel.core_uses_pid", "1"), ("vm.swappiness", "10")];
+        assert_eq!(
+            settings,
+            wanted
+                .map(|(name, value)| (text(name), text(value)))
+                .each_ref()
+                .map(|(name, value)| (name, value))
+        );
+        assert_eq!(read.value.network.link_timeout_ms, 5);
+    }
+
+    #[test]
     fn wrong_keys_and_values_are_named_and_the_rest_counts() {
         let read = with(
             "[network]\nmtu = 'big'\ninterface = 'eth3'\naddress = 'x'\n[nonsense]\na = 1\n",
@@ -304,34 +394,40 @@ mod tests {
         assert_eq!(read.problems.len(), 1);
     }
 
-    #[test]
-    fn every_key_is_documented_with_its_default() {
-        let page = include_str!("../../docs/configuration.md");
-        for key in [
-            "boot.hostname",
-            "boot.sysctl",
-            "boot.ptp_clock",
-            "boot.core_pattern",
-            "boot.settings",
-            "network.manage",
-            "network.interface",
-            "network.address",
-            "network.gateway",
-            "network.mtu",
-            "network.dns",
-            "network.link_timeout_ms",
-            "envd.program",
-            "envd.sha256",
-            "envd.arguments",
-            "envd.start_timeout_ms",
-            "envd.liveness_interval_ms",
-            "envd.liveness_window_ms",
-            "envd.stop_timeout_ms",
-            "control.vsock",
-            "shutdown.timeout_ms",
-            "log.debug",
-        ] {
-            assert!(page.contains(&format!("`{key}`")), "docs/configuration.md says nothing of {key}");
+    impl serde::Serialize for Cidr {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_str(self)
         }
+    }
+
+    #[test]
+    fn every_key_is_documented_with_its_default_and_no_other_one_is() {
+        let mut told = crate::documented::keys(include_str!("../../docs/configuration.md"));
+        for (key, default) in crate::documented::defaults(&Config::default()) {
+            let cell =
+                told.remove(&key).unwrap_or_else(|| panic!("docs/configuration.md says nothing of {key}"));
+            assert!(crate::documented::is_default(&cell, &default), "{key}: {cell:?} is not {default}");
+        }
+        assert!(told.is_empty(), "docs/configuration.md tells of keys that there are not: {told:?}");
+    }
+
+    #[test]
+    fn what_can_never_be_right_is_named_when_an_image_is_baked() {
+        let problems = |text: &str| check(&with(text, "").value);
+        assert_eq!(problems(""), [""; 0]);
+        let pinned = format!("[envd]\nprogram = '/p'\nsha256 = '{}'\n", "a1".repeat(32));
+        assert_eq!(problems(&pinned), [""; 0]);
+        let wrong = "[boot]\nhostname = 'a b'\n[network]\ninterface = 'a-name-that-is-too-long'\nmtu = 20\n\
+                     [envd]\nprogram = 'envd'\nsha256 = 'abc'\n";
+        let named = problems(wrong);
+        for key in ["boot.hostname", "network.interface", "network.mtu", "envd.program", "envd.sha256"] {
+            assert_eq!(
+                named.iter().filter(|problem| problem.starts_with(key)).count(),
+                1,
+                "{key}: {named:?}"
+            );
+        }
+        let alone = format!("[envd]\nsha256 = '{}'\n", "a1".repeat(32));
+        assert_eq!(problems(&alone), ["envd.sha256 pins nothing without envd.program"]);
     }
 }

@@ -58,7 +58,7 @@ pub(crate) fn typed<T: DeserializeOwned>(table: Table) -> Result<T, serde_json::
 }
 
 /// Every key that holds no table, or an empty one, with the way to it.
-fn leaves(table: &Table) -> Vec<(Vec<String>, Value)> {
+pub(crate) fn leaves(table: &Table) -> Vec<(Vec<String>, Value)> {
     let mut found = Vec::new();
     for (key, value) in table {
         match value {

@@ -12,6 +12,8 @@ pub mod confdir;
 pub mod config;
 pub mod console;
 pub mod control;
+#[cfg(test)]
+mod documented;
 pub mod elf;
 pub mod files;
 pub mod json;

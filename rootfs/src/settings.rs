@@ -58,6 +58,7 @@ pub fn configuration(
     let name = given.map_or_else(|| config::PATH.to_owned(), |path| path.display().to_string());
     let parsed = config::parse(&text, &Cmdline::parse(""));
     wrong(&name, parsed.problems)?;
+    wrong(&name, config::check(&parsed.value))?;
     if let Some(envd) = envd {
         text = pin(image, &name, text, &parsed.value, envd)?;
     }
@@ -77,7 +78,8 @@ pub fn pinned(image: &Image) -> std::result::Result<(Option<String>, Option<Stri
 /// What is wrong in the image's configuration.
 pub fn configuration_problems(image: &Image) -> std::result::Result<Vec<String>, ext4::Error> {
     let text = image.text(config::PATH)?.unwrap_or_default();
-    Ok(config::parse(&text, &Cmdline::parse("")).problems)
+    let read = config::parse(&text, &Cmdline::parse(""));
+    Ok(read.problems.into_iter().chain(config::check(&read.value)).collect())
 }
 
 fn pin(image: &Image, name: &str, text: String, config: &Config, envd: &Envd) -> Result<String> {

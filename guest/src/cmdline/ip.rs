@@ -12,6 +12,8 @@
 
 use std::net::Ipv4Addr;
 
+use crate::config::is_interface_name;
+
 /// What `ip=` asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IpParam {
@@ -153,9 +155,7 @@ impl IpParam {
     }
 
     fn device_name(&mut self, field: &str) -> Option<String> {
-        // IFNAMSIZ is 16 with its final zero; a slash or white space cannot be in a name.
-        let possible =
-            field.len() < 16 && !field.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control());
+        let possible = is_interface_name(field);
         if !possible {
             self.notes.push(format!("{} in ip= is no interface name", shown(field)));
         }

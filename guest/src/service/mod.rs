@@ -24,6 +24,7 @@ use crate::{
 
 /// What a service's file says.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct Service {
     /// The file's name without `.toml`.
@@ -95,6 +96,7 @@ impl Default for Service {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Runs until it is stopped.
@@ -105,6 +107,7 @@ pub enum Kind {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
     /// Also after a clean exit.
@@ -117,6 +120,7 @@ pub enum Restart {
 
 /// How long to wait before a restart: doubling from `min_ms` to `max_ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct Backoff {
     pub min_ms: u64,
@@ -133,6 +137,7 @@ impl Default for Backoff {
 
 /// How a service tells that it is ready.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "lowercase")]
 pub enum Readiness {
     /// Once its program runs.
@@ -149,6 +154,7 @@ pub enum Readiness {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "lowercase")]
 pub enum LogTo {
     /// The ring, and the serial console.
@@ -159,6 +165,7 @@ pub enum LogTo {
 
 /// Which cgroup a service lives in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 pub enum Placement {
     /// `system.slice/NAME`: frozen with the rest when the platform freezes the guest.
     #[default]
@@ -174,6 +181,7 @@ pub enum Placement {
 
 /// Resource limits; what is unset stays as PID 1 has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     pub address_space: Option<Limit>,
@@ -189,6 +197,7 @@ pub struct Limits {
 
 /// `1024`, `"1024:524288"` (soft and hard) or `"unlimited"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(try_from = "LimitText")]
 pub struct Limit {
     pub soft: u64,
@@ -294,6 +303,25 @@ mod tests {
         assert_eq!(web.limits.open_files, Some(Limit { soft: 1024, hard: 4096 }));
         assert_eq!(web.limits.core, Some(Limit { soft: 0, hard: 0 }));
         assert_eq!(web.group_path(), "system.slice/web");
+    }
+
+    #[test]
+    fn every_key_is_documented_with_its_default_and_no_other_one_is() {
+        let page = include_str!("../../../docs/services.md");
+        let mut told = crate::documented::keys(page);
+        for (key, default) in crate::documented::defaults(&Service::default()) {
+            // Those two are tables of many keys, none of which has a default; the page lists them below.
+            if let Some((table @ ("limits" | "cgroup"), inner)) = key.split_once('.') {
+                assert!(
+                    page.contains(&format!("`{inner}`")),
+                    "docs/services.md says nothing of {table}.{inner}"
+                );
+                continue;
+            }
+            let cell = told.remove(&key).unwrap_or_else(|| panic!("docs/services.md says nothing of {key}"));
+            assert!(crate::documented::is_default(&cell, &default), "{key}: {cell:?} is not {default}");
+        }
+        assert_eq!(told.into_keys().collect::<Vec<_>>(), ["cgroup", "limits"]);
     }
 
     #[test]

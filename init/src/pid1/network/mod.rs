@@ -12,7 +12,7 @@ mod netlink;
 mod plan;
 mod wire;
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use guest::{
     clock::{Moment, now},
@@ -37,6 +37,8 @@ pub(super) struct Network {
     told: String,
     /// We have set the address ourselves once: when it goes again, that was somebody's doing, and is only said.
     configured: bool,
+    /// What of that could not be done at the last try, so that only another reason is said.
+    refused: Vec<String>,
 }
 
 /// What one look led to.
@@ -64,6 +66,7 @@ impl Network {
             awaited: None,
             told: String::new(),
             configured: false,
+            refused: Vec::new(),
         }
     }
 
@@ -110,7 +113,7 @@ impl Network {
     fn look_with(&mut self, netlink: &Netlink, outcome: &mut Outcome) -> Result<(), NetlinkError> {
         let links = netlink.links()?;
         if let Some(loopback) = links.iter().find(|link| link.name == "lo" && !link.up) {
-            netlink.set_up(loopback, None)?;
+            netlink.set_up(loopback)?;
         }
         let Some(link) = links.into_iter().find(|link| link.name == self.plan.interface) else {
             self.interface_missing();
@@ -118,11 +121,11 @@ impl Network {
         };
         self.awaited = None;
         outcome.settled = true;
-        let before = netlink.addresses(link.index)?;
         if self.plan.manage && !self.configured {
-            let result = self.configure(netlink, &link, before.is_empty());
-            self.configured = result.is_ok();
-            result?;
+            let refused = self.configure(netlink, &link);
+            self.configured = refused.is_empty();
+            outcome.warnings.extend(refused.iter().filter(|why| !self.refused.contains(why)).cloned());
+            self.refused = refused;
         }
         self.report(netlink, link.index)
     }
@@ -137,23 +140,28 @@ impl Network {
         }
     }
 
-    /// Brings the link up and adds what is missing.
-    fn configure(&mut self, netlink: &Netlink, link: &Link, bare: bool) -> Result<(), NetlinkError> {
-        let right_mtu = self.plan.mtu.is_none() || self.plan.mtu == link.mtu;
-        if !link.up || !right_mtu {
-            netlink.set_up(link, self.plan.mtu)?;
-        }
+    /// Brings the link up and adds what is missing. What cannot be done keeps nothing else from being done, and is given back;
+    /// it is tried again at the next event.
+    fn configure(&mut self, netlink: &Netlink, link: &Link) -> Vec<String> {
+        let outcomes = [
+            self.plan.mtu.filter(|mtu| link.mtu != Some(*mtu)).map(|mtu| netlink.set_mtu(link, mtu)),
+            (!link.up).then(|| netlink.set_up(link)),
+            Some(self.ensure_address(netlink, link)),
+            self.plan.gateway.map(|gateway| ensure_route(netlink, link, gateway)),
+        ];
+        outcomes.into_iter().flatten().filter_map(Result::err).map(|error| error.to_string()).collect()
+    }
+
+    fn ensure_address(&mut self, netlink: &Netlink, link: &Link) -> Result<(), NetlinkError> {
         let found = netlink.addresses(link.index)?;
-        let by = if bare { "init" } else { "kernel" };
-        by.clone_into(&mut self.status.configured_by);
-        if !found.iter().any(|cidr| cidr.address == self.plan.address.address) {
+        let by = if found.iter().any(|cidr| cidr.address == self.plan.address.address) {
+            if self.status.configured_by == "init" { "init" } else { "kernel" }
+        } else {
             netlink.add_address(link, self.plan.address)?;
-            "init".clone_into(&mut self.status.configured_by);
-        }
-        match self.plan.gateway {
-            Some(gateway) if netlink.gateways()?.is_empty() => netlink.add_default_route(link, gateway),
-            _ => Ok(()),
-        }
+            "init"
+        };
+        by.clone_into(&mut self.status.configured_by);
+        Ok(())
     }
 
     /// Takes down what is there now, and says it when it is news.
@@ -215,6 +223,11 @@ impl Network {
         self.awaited = None;
         format!("there is no interface {}; it is set up when it comes", self.plan.interface)
     }
+}
+
+/// Any default route that is there is somebody's, and stays.
+fn ensure_route(netlink: &Netlink, link: &Link, gateway: Ipv4Addr) -> Result<(), NetlinkError> {
+    if netlink.gateways()?.is_empty() { netlink.add_default_route(link, gateway) } else { Ok(()) }
 }
 
 impl Machine {

@@ -99,16 +99,13 @@ impl Netlink {
         self.dump("routes", wire::GET_ROUTE, ROUTE_PART, |answer| gateway(&answer))
     }
 
-    pub(super) fn set_up(&self, link: &Link, mtu: Option<u32>) -> Result<(), NetlinkError> {
-        let mut fixed = [0; LINK_PART];
-        fixed[4..8].copy_from_slice(&link.index.to_ne_bytes());
-        fixed[8..12].copy_from_slice(&UP.to_ne_bytes());
-        fixed[12..16].copy_from_slice(&UP.to_ne_bytes());
-        let mut message = Message::new(wire::SET_LINK, wire::ACK, &fixed);
-        if let Some(mtu) = mtu {
-            message = message.attribute(4, &mtu.to_ne_bytes());
-        }
-        self.order(&format!("bring {} up", link.name), message)
+    pub(super) fn set_up(&self, link: &Link) -> Result<(), NetlinkError> {
+        self.order(&format!("bring {} up", link.name), set_link(link, UP))
+    }
+
+    pub(super) fn set_mtu(&self, link: &Link, mtu: u32) -> Result<(), NetlinkError> {
+        let message = set_link(link, 0).attribute(4, &mtu.to_ne_bytes());
+        self.order(&format!("set the MTU of {} to {mtu}", link.name), message)
     }
 
     pub(super) fn add_address(&self, link: &Link, wanted: Cidr) -> Result<(), NetlinkError> {
@@ -177,6 +174,15 @@ impl Netlink {
             }
         }
     }
+}
+
+/// An order that sets `flags` of a link and leaves its other ones.
+fn set_link(link: &Link, flags: u32) -> Message {
+    let mut fixed = [0; LINK_PART];
+    fixed[4..8].copy_from_slice(&link.index.to_ne_bytes());
+    fixed[8..12].copy_from_slice(&flags.to_ne_bytes());
+    fixed[12..16].copy_from_slice(&flags.to_ne_bytes());
+    Message::new(wire::SET_LINK, wire::ACK, &fixed)
 }
 
 fn broadcast(cidr: Cidr) -> Ipv4Addr {

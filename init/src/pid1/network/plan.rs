@@ -9,7 +9,7 @@ use guest::{
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::pid1) struct Plan {
-    pub(super) manage: bool,
+    pub(in crate::pid1) manage: bool,
     pub(in crate::pid1) interface: String,
     pub(super) address: Cidr,
     pub(super) gateway: Option<Ipv4Addr>,
@@ -26,7 +26,7 @@ impl Plan {
         let (address, gateway) = match (ip.client, ip.prefix()) {
             // Of an address of its own the gateway is ip='s as well, or there is none.
             (Some(address), Some(prefix)) => (Cidr { address, prefix }, ip.gateway),
-            _ => (config.address, ip.gateway.or(config.gateway)),
+            _ => (config.address, ip.gateway.or_else(|| config.gateway())),
         };
         Self {
             manage: config.manage,
@@ -61,6 +61,18 @@ mod tests {
         let plan = plan("ip=10.0.0.2:::255.255.255.0:box:eth1:off");
         assert_eq!((plan.interface.as_str(), plan.address.to_string().as_str()), ("eth1", "10.0.0.2/24"));
         assert_eq!((plan.gateway, plan.hostname.as_deref()), (None, Some("box")));
+    }
+
+    #[test]
+    fn an_address_of_its_own_has_no_gateway_of_the_platforms() {
+        let configured = |text: &str| {
+            let line = Cmdline::parse("quiet");
+            Plan::new(&line, &config::parse(text, &line).value.network).gateway
+        };
+        assert_eq!(configured("[network]\naddress = '10.0.0.2/24'\n"), None);
+        let with_gateway = "[network]\naddress = '10.0.0.2/24'\ngateway = '10.0.0.1'\n";
+        assert_eq!(configured(with_gateway), Some(Ipv4Addr::new(10, 0, 0, 1)));
+        assert_eq!(configured("[network]\nmtu = 1400\n"), Some(Ipv4Addr::new(169, 254, 0, 22)));
     }
 
     #[test]

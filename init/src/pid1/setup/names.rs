@@ -2,14 +2,12 @@
 
 use std::{fs, io, net::Ipv4Addr, os::unix::fs::symlink, path::Path};
 
-use guest::files;
+use guest::{config::is_hostname, files};
 use nix::{
     mount::{MsFlags, mount},
     unistd::sethostname,
 };
 
-/// A host name is at most this long (bytes).
-const MAX_HOSTNAME: usize = 64;
 /// Covers an /etc/machine-id that cannot be written; systemd's own place for it.
 const MACHINE_ID: &str = "/run/machine-id";
 /// The file that a missing /etc/resolv.conf is made to point at.
@@ -32,14 +30,10 @@ pub(in crate::pid1) fn hostname(configured: Option<&str>, from_ip: Option<&str>)
 /// The name, and what was passed over on the way to it.
 fn choose_hostname(configured: Option<&str>, file: &str, from_ip: Option<&str>) -> (String, Vec<String>) {
     let in_file = file.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
-    let good = |name: &str| {
-        (1..=MAX_HOSTNAME).contains(&name.len())
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
-    };
     let mut refused = Vec::new();
     for (name, place) in [(configured, "boot.hostname"), (in_file, "/etc/hostname"), (from_ip, "ip=")] {
         match name {
-            Some(name) if good(name) => return (name.to_owned(), refused),
+            Some(name) if is_hostname(name) => return (name.to_owned(), refused),
             Some(_) => refused.push(format!("{place} is passed over: it holds no host name")),
             None => {}
         }
