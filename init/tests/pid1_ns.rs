@@ -29,8 +29,9 @@ const INIT: &str = env!("CARGO_BIN_EXE_init");
 /// Longer than anything here takes on a busy machine.
 const BOUND: Duration = Duration::from_secs(120);
 /// What a namespace shares with the machine must not be changed from inside it.
-const CONFIG: &str = "[boot]\nsysctl = false\ncore_pattern = ''\nptp_clock = false\n[network]\nmanage = false\n\
-                      [control]\nvsock = false\n[shutdown]\ntimeout_ms = 6000\n";
+const CONFIG: &str = "[boot]\nsysctl = false\ncore_pattern = ''\nptp_clock = false\n\
+                      [control]\nvsock = false\n[shutdown]\ntimeout_ms = 6000\n[network]\n";
+const UNMANAGED: &str = "manage = false\ndns = ['192.0.2.53']\n";
 /// Without these two the machine's own envd and relay would be looked for.
 const SLEEPER: &str = "command = ['/bin/sleep', '100000']\nrestart = 'always'\nlog = 'console'\n";
 
@@ -55,6 +56,11 @@ struct World {
 
 impl World {
     fn boot(services: &[(&str, &str)]) -> Self {
+        Self::boot_with(UNMANAGED, services)
+    }
+
+    /// With these keys in the configuration's table `[network]`.
+    fn boot_with(network: &str, services: &[(&str, &str)]) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test needs root for its namespaces: run it through `make test`"
@@ -82,11 +88,11 @@ impl World {
             fs::create_dir_all(stage.join(folder)).unwrap();
         }
         fs::copy(INIT, stage.join("init/init")).unwrap();
-        fs::write(stage.join("etc/envd-init/config.toml"), CONFIG).unwrap();
+        fs::write(stage.join("etc/envd-init/config.toml"), format!("{CONFIG}{network}")).unwrap();
         fs::write(stage.join("etc/hosts"), "127.0.0.1 localhost\n").unwrap();
         fs::write(stage.join("etc/hostname"), "in-a-test\n").unwrap();
         let own = stage.join("etc/envd-init/services.d");
-        for off in ["tmp", "tmpfiles", "seed-certs", "chronyd", "chrony-source"] {
+        for off in ["tmp", "tmpfiles", "seed-certs", "chrony-source"] {
             fs::write(own.join(format!("{off}.toml")), "").unwrap();
         }
         for (name, text) in [("envd", SLEEPER), ("relay", SLEEPER)].iter().chain(services) {
@@ -256,7 +262,7 @@ exec unshare --cgroup /bin/sh -ec "$INNER" sh "$@"
 "#;
 
 /// The root is a tmpfs, since init remounts it read-only at its end; /dev, /sys and cgroup are mounted here so that init leaves
-/// the machine's own alone.
+/// the machine's own alone. Without a console the kernel gives PID 1 no descriptor at all, and so it is here.
 const INNER: &str = r#"
 mount -t tmpfs root "$1/top"
 cp -a "$1/stage/." "$1/top"
@@ -269,7 +275,7 @@ mount -t tmpfs dev "$root/dev"
 for node in null zero urandom random tty; do touch "$root/dev/$node"; mount --bind /dev/$node "$root/dev/$node"; done
 names=$(sed 's/ .*//' /proc/consoles)
 for name in ttyS0 $names; do touch "$root/dev/$name"; mount --bind "$2" "$root/dev/$name"; done
-exec chroot "$root" /init/init unknown.word=1 other
+exec chroot "$root" /init/init unknown.word=1 other <&- >&- 2>&-
 "#;
 
 #[test]
@@ -283,7 +289,53 @@ fn services_run_in_order_in_a_world_of_their_own() {
     let environment = world.read("/tmp/env");
     assert!(!environment.contains("SECRET_WORD") && !environment.contains("unknown"), "{environment}");
     assert_eq!(world.text("hostname"), "in-a-test");
-    assert_eq!(world.text("cat /proc/1/fd/0 | wc -c"), "0", "stdio is /dev/null");
+    assert_eq!(world.text("readlink /proc/1/fd/[012] | uniq"), "/dev/null");
+    assert!(!world.sh("[ -e /etc/resolv.conf ]").status.success(), "`manage = false` writes no name server");
+}
+
+/// What is wrong with one setting of the network costs no other, and is said once, however often it is tried.
+#[test]
+fn a_link_that_comes_late_gets_its_address_whatever_else_it_refuses() {
+    let world = World::boot_with("mtu = 70000\n", &[]);
+    let network = world.status().unwrap().network;
+    assert_eq!((network.configured_by.as_str(), network.found), ("none", Vec::new()));
+    let name = &network.interface;
+    let made = world.sh(&format!("ip link add {name} type veth peer name other && ip link set other up"));
+    assert!(made.status.success(), "{made:?}");
+    let wanted = network.wanted.unwrap();
+    let found = until("the address", || {
+        let network = world.status().unwrap().network;
+        (network.found == [wanted.clone()] && network.link_up).then_some(network)
+    });
+    assert_eq!(found.configured_by, "init");
+    assert!(world.text("ip route").contains("default via "), "{found:?}");
+    let said = format!("cannot set the MTU of {name} to 70000");
+    world.wait_log(&said);
+    world.sh("ip link set other down");
+    world.wait_log("but its link is down");
+    assert_eq!(world.log().matches(&said).count(), 1, "{}", world.log());
+    assert!(world.text("ip -4 addr show lo").contains("127.0.0.1/8"));
+}
+
+/// The wrapper is PID 1's child, and envd is not: its deaths are told, and belong into the tally all the same.
+#[test]
+fn deaths_of_envd_that_its_wrapper_tells_are_in_the_tally_once_each() {
+    if !Path::new("/usr/bin/python3").exists() {
+        return println!("(needs python3)");
+    }
+    let envd = "command = ['/usr/bin/python3', '-c', '''\nimport json, socket, time\n\
+                s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+                for at in [1, 1, 2, 2, 3]:\n  \
+                  death = dict(service=\"envd\", pid=at, signal=\"SIGKILL\", core=False, oom=False, uptime_ms=1, restarts=at, last_lines=[], at_ns=at)\n  \
+                  status = dict(program=\"/e\", state=\"backoff\", restarts=at, last_exit=death)\n  \
+                  s.sendto((\"X_ENVD=\" + json.dumps(status)).encode(), \"/run/envd-init/notify.sock\")\n\
+                time.sleep(1000)''']\n";
+    let world = World::boot(&[("envd", envd)]);
+    let restarts = || -> Vec<u64> {
+        let deaths = world.status().unwrap().deaths;
+        deaths.iter().filter(|death| death.service == "envd").map(|death| death.restarts).collect()
+    };
+    until("three deaths", || (restarts() == [1, 2, 3]).then_some(()));
 }
 
 #[test]

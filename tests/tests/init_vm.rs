@@ -18,7 +18,10 @@ const SEED_CERTS: &str = "#!/bin/sh\nmkdir -p /run/e2b/certs\npidof envd >/run/e
                           cat /proc/uptime >/run/e2b/seeded\n";
 /// Stands in for the platform's own, which asks for /dev/ptp0.
 const CHRONY_SOURCE: &str = "#!/bin/sh\nsleep 0.2\necho source >/run/chrony-source\n";
-const CHRONYD: &str = "#!/bin/sh\ncat /run/chrony-source >/run/chronyd-saw\nexec sleep 100000\n";
+/// Tells what it found, and with which configuration it was started.
+const CHRONYD: &str = "#!/bin/sh\n[ \"$2\" != -f ] || cat \"$3\" >/run/chronyd-conf\ncat /run/chrony-source >/run/chronyd-saw\n\
+                       exec sleep 100000\n";
+const CHRONY_CONF: &str = "pool 192.0.2.1\nrefclock PHC /dev/ptp0 poll -1\n";
 const WEB: &str = "command = ['/bin/sh', '-c', 'env >/tmp/web.env; exec sleep 100000']\nuser = 'nobody'\n\
                    environment = { ONLY = 'this' }\nlimits = { open_files = 77 }\ncgroup = { cpu_weight = 33 }\n\
                    restart = 'always'\n";
@@ -53,7 +56,7 @@ fn the_platforms_guest_is_whole_from_its_first_start_to_its_reboot() {
         .script("/usr/local/bin/e2b-seed-certs", SEED_CERTS)
         .script("/usr/local/bin/e2b-chrony-source", CHRONY_SOURCE)
         .script("/usr/sbin/chronyd", CHRONYD)
-        .file("/etc/chrony/chrony.conf", "")
+        .file("/etc/chrony/chrony.conf", CHRONY_CONF)
         .file("/etc/machine-id", "uninitialized\n")
         .file("/etc/hostname", "e2b.local\n")
         .file("/etc/sysctl.conf", "fs.inotify.max_user_watches=65536\nvm.compaction_proactiveness=0\n")
@@ -72,7 +75,7 @@ fn the_platforms_guest_is_whole_from_its_first_start_to_its_reboot() {
         network_was_found_or_set_up(&vm, kernel.serves_ip());
         parts!(&vm; the_boot_is_told, file_systems, groups, surroundings, services, what_children_see);
         parts!(&vm; nothing_wakes_at_rest, freeze, addresses, hostile_clients, blocked_console);
-        parts!(&vm; new_envd_by_systemctl, fault_of_init);
+        parts!(&vm; new_envd_by_systemctl, a_death_of_envd, fault_of_init);
         goes_down(&vm, if kernel.has_keyboard() { Down::Keys } else { Down::Command });
         clean_disk(&vm);
     }
@@ -161,6 +164,8 @@ fn surroundings(vm: &Vm) {
         Ok((sh(vm, "cat /run/chronyd-saw || true") == "source").then_some(()))
     })
     .unwrap();
+    let conf = sh(vm, "[ -e /dev/ptp0 ] || cat /run/chronyd-conf");
+    assert!(conf.is_empty() || conf == "pool 192.0.2.1", "without its device a refclock is fatal: {conf}");
 }
 
 fn services(vm: &Vm) {
@@ -277,6 +282,17 @@ fn new_envd_by_systemctl(vm: &Vm) {
     assert_eq!(detached(vm, script).unwrap().trim(), "code 0\npids 1\nanother\nthe new one");
 }
 
+/// The first thing that an operator asks for.
+fn a_death_of_envd(vm: &Vm) {
+    let old = sh(vm, "pidof envd");
+    let _ = vm.exec_as(Via::Vsock, &format!("kill -KILL {old}"), Some("root"));
+    vm.wait_healthy(Via::Vsock).unwrap();
+    let status = vm.status().unwrap();
+    let death = status["deaths"].as_array().unwrap().iter().rfind(|death| death["service"] == "envd");
+    let how = death.map(|death| (death["pid"].to_string(), death["signal"].clone()));
+    assert_eq!(how, Some((old, json!("SIGKILL"))), "{status:#}");
+}
+
 /// A memory fault in PID 1 is neither the machine's end nor envd's: both are back.
 fn fault_of_init(vm: &Vm) {
     let mark = vm.console().mark();
@@ -309,7 +325,9 @@ fn goes_down(vm: &Vm, how: Down) {
     vm.console().wait_after(mark, "init: going down for ").unwrap();
     vm.wait_end().unwrap();
     let said = vm.console().text_after(mark);
-    assert!(!said.contains("not all unmounted") && !said.contains("has not ended"), "{said}");
+    for trouble in ["not all unmounted", "could not be made read-only", "has not ended"] {
+        assert!(!said.contains(trouble), "{said}");
+    }
 }
 
 /// The root was unmounted: nothing is to be repaired.
@@ -412,12 +430,13 @@ fn a_read_only_root_with_an_empty_etc_still_gives_an_envd() {
 }
 
 /// /etc cannot be read, folders that are mounted on are gone, /tmp is a file; the kernel makes such a disk read-only at the first error.
+/// Without /dev the kernel can give PID 1 no descriptors, and there is no /dev/null to take instead.
 #[test]
 fn a_damaged_root_still_gives_an_envd() {
     let kernel = Kernel::preferred();
     let mut damage = "clri /etc\nrmdir /tmp\nwrite /etc/hostname /tmp\nunlink /run\nunlink /sys".to_owned();
     if kernel.serves_ip() {
-        damage.push_str("\nunlink /proc"); // the other one's initramfs moves its own there
+        damage.push_str("\nunlink /proc\nunlink /dev"); // the other one's initramfs moves its own there
     }
     let image = image().debugfs(&damage).bake().unwrap();
     let vm = Vm::of(&image)

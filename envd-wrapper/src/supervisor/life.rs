@@ -209,12 +209,14 @@ impl Supervisor {
         if let Ok(json) = serde_json::to_string(&report) {
             guest::log::machine("exit", &json);
         }
-        if let Some(line) = cleanup::describe(&ended, cleanup::users()) {
+        if let Some(line) = cleanup::describe(&ended, &cleanup::users()) {
             info!("{line}");
         }
         if let Some(keep) = &mut self.keep {
             keep.died(&report);
         }
         self.status.last_exit = Some(report);
+        // Not left to the next change of state, before which envd may die once more.
+        self.reporter.changed(&self.status);
     }
 }

@@ -58,10 +58,7 @@ fn applet(name: &str, arguments: &[String]) -> ExitCode {
         "launch" => code(guest::launch::run(arguments)),
         "tmpfiles" => code(guest::tmpfiles::command::run(arguments)),
         "sysusers" => code(guest::tmpfiles::command::run_sysusers(arguments)),
-        crate::pid1::UNMOUNT => {
-            crate::pid1::unmount_all();
-            ExitCode::SUCCESS
-        }
+        crate::pid1::UNMOUNT => ExitCode::from(crate::pid1::unmount_all()),
         other => {
             eprintln!(
                 "init: called as {other}, which is none of its names: init, systemctl, reboot, poweroff, halt, shutdown"

@@ -35,12 +35,12 @@ use super::{
 };
 
 /// What follows envd's start, in this order.
-pub(super) const STEPS: [Step; 16] = [
+pub(super) const STEPS: [Step; 17] = [
     ("the console", Machine::open_console),
     ("the configuration", Machine::configure),
     ("the network", Machine::start_network),
     ("the cgroups", Machine::lay_out_cgroups),
-    ("the services", Machine::start_services),
+    ("the relay", Machine::start_relay),
     ("the control socket", Machine::open_control),
     ("the kernel's log", Machine::follow_kernel),
     ("hostname", |machine| machine.set_up("hostname", hostname)),
@@ -57,6 +57,8 @@ pub(super) const STEPS: [Step; 16] = [
     ("fuse", |machine| machine.set_up("fuse", |_| setup::fuse())),
     ("random", |machine| machine.set_up("random", |_| setup::random::seed())),
     ("clock", |machine| machine.set_up("clock", clock)),
+    // They read the settings, the names and the identity of above as they start.
+    ("the services", Machine::start_services),
 ];
 
 /// After so many faults only what is needed to reach envd and this machine is done: one of the other steps may be the cause.
@@ -180,6 +182,7 @@ impl Machine {
             self.stages.warn(problem);
         }
         self.config = config.value;
+        self.services.let_envd_take(self.config.envd.stop_timeout_ms);
         self.network = Network::new(&self.cmdline, &self.config.network);
         self.stages.add("configuration", begin, now(), first);
     }
@@ -253,7 +256,10 @@ fn hostname(machine: &Machine) -> Vec<String> {
 fn names(machine: &Machine) -> Vec<String> {
     let root = Path::new("/");
     let mut warnings = setup::names::hosts(root);
-    warnings.extend(setup::names::resolver(root, &machine.network.plan().dns));
+    let plan = machine.network.plan();
+    if plan.manage {
+        warnings.extend(setup::names::resolver(root, &plan.dns));
+    }
     warnings
 }
 

@@ -3,14 +3,19 @@
 use std::{fs, path::PathBuf};
 
 use guest::{
+    cmdline::Cmdline,
     control::ShutdownKind,
     spawn::{self, Output, Program},
+    sys::Reaped,
 };
 use nix::{
+    errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::reboot::{RebootMode, reboot},
 };
-use tracing::error;
+use tracing::{error, warn};
+
+use super::reap;
 
 /// The argument by which init is told to be that child.
 pub(crate) const UNMOUNT: &str = "unmount-all";
@@ -29,16 +34,28 @@ pub(super) fn start_unmounting() -> Option<i32> {
     spawn::spawn(&program).map(|spawned| spawned.pid.as_raw()).ok()
 }
 
-/// Syncs, unmounts in reverse order, remounts the root read-only and syncs again. Anything here may block.
-pub(crate) fn unmount_all() {
+/// Syncs, unmounts in reverse order, remounts the root read-only and syncs again. Anything here may block. The answer is the
+/// errno of a root that stays writable, or 0: the child's exit status.
+pub(crate) fn unmount_all() -> u8 {
     nix::unistd::sync();
     for target in targets(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()) {
         let _ = umount2(&target, MntFlags::UMOUNT_NOFOLLOW)
             .or_else(|_| umount2(&target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH));
     }
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    let _ = mount(None::<&str>, "/", None::<&str>, flags, None::<&str>);
+    let outcome = mount(None::<&str>, "/", None::<&str>, flags, None::<&str>);
     nix::unistd::sync();
+    outcome.err().map_or(0, |errno| errno as u8)
+}
+
+/// Says how the child has ended, where that is not well.
+pub(super) fn tell_unmounted(death: Reaped) {
+    if death.by_signal {
+        warn!("file systems were not all unmounted: {}", reap::signal_name(death.status));
+    } else if death.status != 0 {
+        let why = Errno::from_raw(death.status);
+        warn!("the root file system could not be made read-only: {}; it was synced", why.desc());
+    }
 }
 
 /// Mount points to be unmounted, the last mounted first.
@@ -70,16 +87,26 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Ends the machine. Firecracker on x86 knows only the reset: power-off and halt would leave it running for ever.
-pub(super) fn go_down(kind: ShutdownKind, reset_only: bool) {
-    let mode = match kind {
+/// Ends the machine.
+pub(super) fn go_down(kind: ShutdownKind, cmdline: &Cmdline) {
+    let reset_only = cfg!(target_arch = "x86_64") && resets_by_keyboard(cmdline);
+    let Err(why) = reboot(mode(kind, reset_only));
+    error!("the kernel refuses to go down: {}", why.desc());
+}
+
+/// Firecracker on x86 knows only the reset: power-off and halt would leave it running for ever.
+fn mode(kind: ShutdownKind, reset_only: bool) -> RebootMode {
+    match kind {
         _ if reset_only => RebootMode::RB_AUTOBOOT,
         ShutdownKind::Reboot => RebootMode::RB_AUTOBOOT,
         ShutdownKind::Poweroff => RebootMode::RB_POWER_OFF,
         ShutdownKind::Halt => RebootMode::RB_HALT_SYSTEM,
-    };
-    let Err(why) = reboot(mode);
-    error!("the kernel refuses to go down: {}", why.desc());
+    }
+}
+
+/// `reboot=k`, by which Firecracker is told from other machines; the kernel takes several words there (`reboot=t,k`).
+fn resets_by_keyboard(cmdline: &Cmdline) -> bool {
+    cmdline.value("reboot").is_some_and(|how| how.split(',').any(|word| word.starts_with('k')))
 }
 
 #[cfg(test)]
@@ -94,6 +121,24 @@ mod tests {
             8 1 0:10 / /runner rw - tmpfs t rw\n";
         let found = targets(table);
         assert_eq!(found, ["/runner", "/etc/ssl/certs", "/data/in ner", "/data"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn under_firecracker_each_way_down_is_the_reset() {
+        use ShutdownKind::{Halt, Poweroff, Reboot};
+        for kind in [Reboot, Poweroff, Halt] {
+            assert_eq!(mode(kind, true), RebootMode::RB_AUTOBOOT, "{kind:?}");
+        }
+        let elsewhere = [Reboot, Poweroff, Halt].map(|kind| mode(kind, false));
+        assert_eq!(
+            elsewhere,
+            [RebootMode::RB_AUTOBOOT, RebootMode::RB_POWER_OFF, RebootMode::RB_HALT_SYSTEM]
+        );
+        for (line, by_keyboard) in
+            [("panic=1 reboot=k", true), ("reboot=t,k", true), ("reboot=a", false), ("quiet", false)]
+        {
+            assert_eq!(resets_by_keyboard(&Cmdline::parse(line)), by_keyboard, "{line}");
+        }
     }
 
     #[test]

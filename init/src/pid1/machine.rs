@@ -161,6 +161,7 @@ impl Machine {
         self.put_off = 0;
         if let Some((name, step)) = self.steps.pop_front() {
             guarded(name, || step(self));
+            self.tell_boot();
         }
     }
 
@@ -242,6 +243,7 @@ impl Machine {
     fn reaped(&mut self, death: Reaped) {
         if self.unmounting == Some(death.pid) {
             self.unmounted = true;
+            finish::tell_unmounted(death);
             return;
         }
         self.orphans += 1;
@@ -290,17 +292,23 @@ impl Machine {
 
     fn envd_changed(&mut self, text: &str) {
         match json::from_slice::<EnvdStatus>(text.as_bytes()) {
-            Ok(status) => self.envd = Some(status),
+            Ok(status) => {
+                let known = self.envd.as_ref().and_then(|envd| envd.last_exit.as_ref());
+                if let Some(death) = status.last_exit.as_ref().filter(|death| Some(*death) != known) {
+                    self.services.count_death(death);
+                }
+                self.envd = Some(status);
+            }
             Err(error) => debug!("envd-wrapper's state cannot be read: {error}"),
         }
         self.tell_boot();
     }
 
-    /// Once envd is healthy: what the boot did, for machines.
+    /// Once envd is healthy and no step is left: what the boot did, for machines.
     fn tell_boot(&mut self) {
         let Some(envd) = &self.envd else { return };
         let (Some(exec), Some(healthy)) = (envd.exec_ns, envd.healthy_ns) else { return };
-        if self.boot_told {
+        if self.boot_told || !self.steps.is_empty() {
             return;
         }
         self.boot_told = true;
@@ -399,14 +407,9 @@ impl Machine {
         }
         info!("{}", kind_name(kind));
         log::flush();
-        finish::go_down(kind, self.reset_only());
+        finish::go_down(kind, &self.cmdline);
         // The kernel refused; the next request tries again.
         self.shutdown = None;
-    }
-
-    /// A machine that only knows the reset, as Firecracker on x86.
-    fn reset_only(&self) -> bool {
-        cfg!(target_arch = "x86_64") && self.cmdline.value("reboot").is_some_and(|how| how.starts_with('k'))
     }
 
     pub(super) fn envd_is_healthy(&self) -> bool {

@@ -33,16 +33,37 @@ pub(in crate::pid1) struct Services {
     tally: Tally,
     /// Everything is being stopped, those that others wait for last.
     stopping: bool,
+    /// What envd's wrapper takes to end envd, at the most (milliseconds).
+    envd_stop_ms: u64,
 }
+
+/// From the wrapper's KILL of envd to its own end.
+const AFTER_ENVDS_KILL_MS: u64 = 2000;
 
 impl Services {
     /// Adds those whose name is not known yet.
     pub(in crate::pid1) fn add(&mut self, services: BTreeMap<String, Service>) {
         for service in services.into_values() {
             if self.find(&service.name).is_none() {
-                self.units.push(Unit::new(service, self.units.len() as u32));
+                self.units.push(Unit::new(self.fit(service), self.units.len() as u32));
             }
         }
+    }
+
+    /// The configuration says how long envd may take from TERM to KILL; its wrapper, who sees to that, may take longer.
+    pub(in crate::pid1) fn let_envd_take(&mut self, stop_timeout_ms: u64) {
+        self.envd_stop_ms = stop_timeout_ms.saturating_add(AFTER_ENVDS_KILL_MS);
+        let (units, stop_ms) = (&mut self.units, self.envd_stop_ms);
+        if let Some(unit) = units.iter_mut().find(|unit| unit.name() == "envd") {
+            unit.let_take(stop_ms);
+        }
+    }
+
+    fn fit(&self, mut service: Service) -> Service {
+        if service.name == "envd" {
+            service.stop_timeout_ms = service.stop_timeout_ms.max(self.envd_stop_ms);
+        }
+        service
     }
 
     /// Reads a service's files again, so that what is started or restarted on request is what they say now; one that came after
@@ -52,7 +73,7 @@ impl Services {
         for problem in loaded.problems {
             warn!("{problem}");
         }
-        let Some(service) = loaded.services.remove(name) else { return };
+        let Some(service) = loaded.services.remove(name).map(|service| self.fit(service)) else { return };
         match self.units.iter_mut().find(|unit| unit.name() == name) {
             Some(unit) => unit.redefine(service),
             None => self.add(BTreeMap::from([(name.to_owned(), service)])),
@@ -167,6 +188,11 @@ impl Services {
         }
     }
 
+    /// Adds a death that was told by another supervisor: envd's, by its wrapper.
+    pub(in crate::pid1) fn count_death(&mut self, report: &ExitReport) {
+        self.tally.add(report);
+    }
+
     pub(in crate::pid1) fn look_whether_drained(&mut self, world: World<'_>) {
         for unit in &mut self.units {
             unit.look_whether_drained(world);
@@ -229,4 +255,25 @@ fn missing(service: &Service) -> Option<String> {
     absent
         .map(|path| format!("there is no {}", path.display()))
         .or_else(|| empty().map(|path| format!("there is nothing in {}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use guest::service::builtin;
+
+    use super::*;
+
+    #[test]
+    fn envds_wrapper_is_not_killed_while_envd_may_still_end() {
+        let stop_ms = |services: &Services| services.find("envd").unwrap().service.stop_timeout_ms;
+        let mut services = Services::default();
+        services.add(builtin::services());
+        let shipped = stop_ms(&services);
+        services.let_envd_take(1000);
+        assert_eq!(stop_ms(&services), shipped);
+        services.let_envd_take(9000);
+        assert_eq!(stop_ms(&services), 9000 + AFTER_ENVDS_KILL_MS);
+        services.read_anew("envd");
+        assert_eq!(stop_ms(&services), 9000 + AFTER_ENVDS_KILL_MS);
+    }
 }

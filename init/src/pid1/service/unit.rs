@@ -144,6 +144,12 @@ impl Unit {
         }
     }
 
+    /// It is given at least so many milliseconds from TERM to KILL.
+    pub(super) fn let_take(&mut self, stop_ms: u64) {
+        self.service.stop_timeout_ms = self.service.stop_timeout_ms.max(stop_ms);
+        self.machine.set_policy(program::policy(&self.service));
+    }
+
     fn take_next(&mut self) {
         if let Some(service) = self.next.take() {
             self.machine.set_policy(program::policy(&service));
