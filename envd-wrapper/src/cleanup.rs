@@ -1,7 +1,8 @@
 //! What a dead envd leaves behind.
 //!
 //! Its helpers in its own cgroup and its port forwards (`socats`) are ended, because the next envd makes new ones and cannot
-//! bind where old ones listen. What users started (`user`, `ptys`) is theirs and is never touched, only counted.
+//! bind where old ones listen. What users started (`user`, `ptys`) is theirs and is never touched, only
+//! counted and named.
 
 use std::fs;
 use std::path::Path;
@@ -14,6 +15,8 @@ use nix::unistd::Pid;
 const FORWARDS: &str = "socats";
 /// Where envd runs what users ask for.
 const USERS: [&str; 2] = ["user", "ptys"];
+/// Of those so many are named.
+const NAMED: usize = 5;
 /// A cgroup of one of these names holds envd, its helpers, and those who supervise it; any other one may be a whole login.
 const OWN_GROUPS: [&str; 3] = [cgroup::ENVD, "envd.service", "openrc.envd"];
 
@@ -66,25 +69,39 @@ pub(crate) fn end_remains(home: &Home) -> Ended {
     Ended { helpers: end(&home.helpers(&tree)), forwards: end(&tree.processes(FORWARDS)) }
 }
 
-/// How many processes of users there are.
-pub(crate) fn users() -> usize {
+/// Processes of users.
+#[derive(Debug, Default)]
+pub(crate) struct Users {
+    count: usize,
+    /// The first of them by name and number.
+    first: Vec<String>,
+}
+
+/// Who of the users' processes is there.
+pub(crate) fn users() -> Users {
     let tree = Tree::default();
-    USERS.iter().map(|group| count_below(&tree.path(group))).sum()
+    let pids: Vec<String> = USERS.iter().flat_map(|group| below(&tree.path(group))).collect();
+    let name = |pid: &String| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    let named = pids.iter().filter_map(|pid| Some(format!("{} {pid}", name(pid)?.trim_end())));
+    Users { count: pids.len(), first: named.take(NAMED).collect() }
 }
 
 /// One line for the log; `None` when nothing was left.
-pub(crate) fn describe(ended: &Ended, users: usize) -> Option<String> {
+pub(crate) fn describe(ended: &Ended, users: &Users) -> Option<String> {
     let parts = [
         (ended.helpers, "helper", "helpers", "ended"),
         (ended.forwards, "port forward", "port forwards", "ended"),
-        (users, "user process", "user processes", "left alone"),
+        (users.count, "user process", "user processes", "left alone"),
     ];
     let said: Vec<String> = parts
         .into_iter()
         .filter(|(count, ..)| *count > 0)
         .map(|(count, one, many, fate)| format!("{count} {} {fate}", if count == 1 { one } else { many }))
         .collect();
-    (!said.is_empty()).then(|| format!("left by the last envd: {}", said.join(", ")))
+    let more = if users.count > users.first.len() { ", …" } else { "" };
+    let names =
+        if users.first.is_empty() { String::new() } else { format!(" ({}{more})", users.first.join(", ")) };
+    (!said.is_empty()).then(|| format!("left by the last envd: {}{names}", said.join(", ")))
 }
 
 /// Our own cgroup, below the root of cgroup2.
@@ -118,12 +135,15 @@ fn end(pids: &[i32]) -> usize {
     pids.iter().filter(|pid| kill(Pid::from_raw(**pid), Signal::SIGKILL).is_ok()).count()
 }
 
-fn count_below(folder: &Path) -> usize {
-    let here = fs::read_to_string(folder.join("cgroup.procs")).map_or(0, |text| text.lines().count());
-    let Ok(entries) = fs::read_dir(folder) else { return here };
-    let folders =
-        entries.filter_map(Result::ok).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    here + folders.map(|entry| count_below(&entry.path())).sum::<usize>()
+/// Everybody in a cgroup and in those below it.
+fn below(folder: &Path) -> Vec<String> {
+    let here = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<String> = here.lines().map(str::to_owned).collect();
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        pids.extend(below(&entry.path()));
+    }
+    pids
 }
 
 #[cfg(test)]
@@ -146,8 +166,18 @@ mod tests {
 
     #[test]
     fn what_was_left_is_said_in_words() {
-        let said = "left by the last envd: 1 helper ended, 2 port forwards ended, 1 user process left alone";
-        assert_eq!(describe(&Ended { helpers: 1, forwards: 2 }, 1).as_deref(), Some(said));
-        assert_eq!(describe(&Ended::default(), 0), None);
+        let users =
+            |count, first: &[&str]| Users { count, first: first.iter().map(ToString::to_string).collect() };
+        let said = "left by the last envd: 1 helper ended, 2 port forwards ended, 1 user process left alone (node 57)";
+        assert_eq!(
+            describe(&Ended { helpers: 1, forwards: 2 }, &users(1, &["node 57"])).as_deref(),
+            Some(said)
+        );
+        let many = describe(&Ended::default(), &users(9, &["bash 5", "node 6"]));
+        assert_eq!(
+            many.as_deref(),
+            Some("left by the last envd: 9 user processes left alone (bash 5, node 6, …)")
+        );
+        assert_eq!(describe(&Ended::default(), &Users::default()), None);
     }
 }

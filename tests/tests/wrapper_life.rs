@@ -156,6 +156,16 @@ fn a_slow_answer_is_said_and_nobody_is_ended_for_it() {
     assert_eq!(cell.health().unwrap(), 204);
 }
 
+/// Whose fault a stall is: here not envd's, which would have answered, but that of a guest in which nobody got to run.
+#[test]
+fn a_guest_that_was_held_up_is_told_from_an_envd_that_is_slow() {
+    let cell = cell("", WATCHFUL);
+    cell.wait("envd is healthy").unwrap();
+    cell.sh("w=$(pidof envd-wrapper); kill -STOP $w; sleep 4; kill -CONT $w").unwrap();
+    cell.wait("wrapper: the guest itself was held up for ").unwrap();
+    assert_eq!((cell.deaths().len(), cell.count("envd is slow")), (0, 0), "{}", cell.console());
+}
+
 #[test]
 fn a_clean_exit_restarts_as_well() {
     let cell = cell("exit-after = 0.3\nexit-code = 0\n", "");
@@ -250,8 +260,10 @@ fn port_forwards_and_helpers_of_a_dead_envd_are_ended_and_users_are_left_alone()
     };
     let (forward, helper, user) = (sleeper("socats"), sleeper("envd"), sleeper("user"));
     cell.sh("kill -KILL $(pidof envd)").unwrap();
-    cell.wait("left by the last envd: 1 helper ended, 1 port forward ended, 1 user process left alone")
-        .unwrap();
+    cell.wait(&format!(
+        r"left by the last envd: 1 helper ended, 1 port forward ended, 1 user process left alone \(sleep {user}\)"
+    ))
+    .unwrap();
     cell.wait_nth("envd is healthy", 2).unwrap();
     let alive = |pid: &str| cell.sh(&format!("[ -d /proc/{pid} ] && echo yes || echo no")).unwrap();
     assert_eq!((alive(&forward).as_str(), alive(&helper).as_str()), ("no", "no"));

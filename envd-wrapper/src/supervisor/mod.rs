@@ -6,13 +6,13 @@ mod version;
 
 use std::time::Duration;
 
-use guest::clock::{self, Moment};
+use guest::clock::{self, Moment, Seconds};
 use guest::control::EnvdStatus;
 use guest::control::server::Call;
 use guest::reactor::{Event as Wake, Interest, Reactor, ReactorError, Token};
 use guest::supervise::{Action, Event, Liveness, Machine, Policy, Readiness, State};
 use nix::sys::signal::Signal;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::args::Settings;
 use crate::cleanup::{self, Home};
@@ -116,12 +116,14 @@ impl Supervisor {
         let ended = cleanup::end_remains(&self.home);
         self.hold_console();
         self.feed(Event::Start);
-        if let Some(line) = cleanup::describe(&ended, cleanup::users()) {
+        if let Some(line) = cleanup::describe(&ended, &cleanup::users()) {
             info!("{line}");
         }
         guest::log::reopen();
         while !(self.stopping && self.machine.state() == State::Stopped) {
-            for wake in self.reactor.wait(self.deadline())? {
+            let wakes = self.reactor.wait(self.deadline())?;
+            self.tell_lateness();
+            for wake in wakes {
                 match wake {
                     Wake::Signal(received) => self.on_signal(received.signal),
                     Wake::Io(ready) if ready.token >= keep::TOKENS => {
@@ -138,6 +140,17 @@ impl Supervisor {
         info!("envd was stopped on request");
         guest::log::drain_console(LAST_WORDS);
         Ok(())
+    }
+
+    /// Said before anything is judged: what looks slow now need not be envd.
+    fn tell_lateness(&self) {
+        if let Some(late) = self.machine.lateness(clock::now()) {
+            let by = "paused, or starved by its host or by the sandbox";
+            warn!(
+                "the guest itself was held up for {:.1} s ({by}); envd is not judged by that",
+                Seconds(late)
+            );
+        }
     }
 
     fn deadline(&self) -> Option<Moment> {

@@ -324,6 +324,11 @@ impl Machine {
         self.timers.running().min()
     }
 
+    /// By how much we are late ourselves, where that is more than chance: the guest was held up, and with it the process.
+    pub fn lateness(&self, now: Moment) -> Option<Duration> {
+        self.deadline().map(|at| now.saturating_sub(at)).filter(|late| *late > LATE)
+    }
+
     /// Takes in what happened.
     pub fn on(&mut self, event: Event, now: Moment) -> Vec<Action> {
         let mut actions = self.forgive_lateness(now);
@@ -347,9 +352,7 @@ impl Machine {
 
     /// Moves the bounds of the process by as much as we are late ourselves, and drops a probe that was under way.
     fn forgive_lateness(&mut self, now: Moment) -> Vec<Action> {
-        let Some(late) = self.deadline().map(|at| now.saturating_sub(at)).filter(|late| *late > LATE) else {
-            return Vec::new();
-        };
+        let Some(late) = self.lateness(now) else { return Vec::new() };
         for bound in [&mut self.timers.start_bound, &mut self.failing_since].into_iter().flatten() {
             *bound += late;
         }
