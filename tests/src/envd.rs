@@ -7,7 +7,8 @@ use envd_api::envelope::Decoder;
 use envd_api::init::InitRequest;
 use envd_api::process::{Output, ProcessConfig, ProcessEvent, START, StartRequest, StartResponse};
 use envd_api::{
-    CONNECT_JSON, JSON, PORT, PROTOCOL_VERSION, PROTOCOL_VERSION_HEADER, authorization, envelope,
+    CONNECT_JSON, JSON, OCTET_STREAM, PORT, PROTOCOL_VERSION, PROTOCOL_VERSION_HEADER, authorization,
+    envelope,
 };
 
 use crate::http::{self, Request, Response, Stream};
@@ -66,6 +67,15 @@ impl Vm {
     pub fn post(&self, via: Via, target: &str, body: &str) -> Result<Response> {
         let headers = vec![("content-type", JSON.to_owned())];
         self.request(via, &Request { method: "POST", target, headers, body: body.into() })
+    }
+
+    /// Writes a file, root's, with the folders above it.
+    pub fn upload(&self, path: &str, content: Vec<u8>) -> Result<()> {
+        let headers = vec![("content-type", OCTET_STREAM.to_owned())];
+        let target = &format!("/files?path={path}&username=root");
+        let answer = self.request(Via::Tcp, &Request { method: "POST", target, headers, body: content })?;
+        ensure!(answer.status == 200, "writing {path} was answered {}: {}", answer.status, answer.text());
+        Ok(())
     }
 
     /// Tries until `GET /health` answers 204.

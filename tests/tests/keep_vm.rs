@@ -6,12 +6,10 @@
 
 use std::process::{Command, Output};
 
-use envd_api::OCTET_STREAM;
-use tests::http::Request;
 use tests::image::Envd;
 use tests::keep::{BOOT, Init};
 use tests::life::{self, detached, envd_pid, wait_other_envd};
-use tests::{Via, Vm, part, paths, sdk, wait};
+use tests::{Via, Vm, bridge, part, paths, sdk, wait};
 
 /// Kills are few here; hundreds are chaos's.
 const KILLS: usize = 5;
@@ -39,6 +37,9 @@ fn whole_life(init: Init) {
     part("console", &console_and_getty, vm);
     part("world", &|vm| envd_has_the_units_world(vm, init), vm);
     part("control", &control_says_keep, vm);
+    if init == Init::Systemd {
+        part("bridge", &|vm| bridge::unit::keeps_its_promises(vm).unwrap(), vm);
+    }
     part("version", &|vm| life::version(vm).unwrap(), vm);
     part("kills", &|vm| drop(life::kills(vm, KILLS).unwrap()), vm);
     part("relay", &|vm| relay_comes_back(vm, init), vm);
@@ -235,10 +236,7 @@ fn it_goes_out_and_in_while_the_machine_runs(vm: &Vm) {
         .output()
         .unwrap();
     assert!(rootfs.status.success(), "{}", String::from_utf8_lossy(&rootfs.stderr));
-    let headers = vec![("content-type", OCTET_STREAM.to_owned())];
-    let (target, body) = ("/files?path=/run/payload.tar&username=root", std::fs::read(&tar).unwrap());
-    let written = vm.request(Via::Tcp, &Request { method: "POST", target, headers, body }).unwrap();
-    assert_eq!(written.status, 200, "{}", written.text());
+    vm.upload("/run/payload.tar", std::fs::read(&tar).unwrap()).unwrap();
     let install = "sh /run/payload/usr/lib/envd-init/install.sh";
     let said = detached(
         vm,

@@ -3,6 +3,7 @@
 
 pub mod fake;
 pub mod guest;
+pub mod unit;
 
 use std::sync::mpsc;
 use std::thread;

@@ -15,9 +15,10 @@ use super::{Files, Vm};
 use crate::net::{GUEST_MAC, NetNs};
 use crate::{paths, sweep, wait};
 
-/// The platform's command line, word for word but for `pci=off` (the devices are on PCI here) and `ip=`.
+/// The platform's command line, word for word but for `ip=` and what PCI makes different: no `pci=off`, and udev, which has no
+/// other name for a network device that is not on PCI, is to leave eth0 its name.
 const CMDLINE: &str = "clocksource=kvm-clock i8042.noaux i8042.nokbd init=/sbin/init ipv6.autoconf=1 ipv6.disable=0 \
-    loglevel=1 panic=1 quiet random.trust_cpu=on reboot=k rootflags=discard root=/dev/vda rw";
+    loglevel=1 panic=1 quiet random.trust_cpu=on reboot=k rootflags=discard root=/dev/vda rw net.ifnames=0";
 /// The platform's network parameter, word for word.
 pub const IP_ARG: &str = "ip=169.254.0.21::169.254.0.22:255.255.255.252:instance:eth0:off:tap0";
 
