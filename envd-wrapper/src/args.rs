@@ -191,7 +191,7 @@ fn is_handover(argument: &OsStr) -> bool {
 
 impl Settings {
     fn load_config(&mut self, path: &Path) {
-        let cmdline = Cmdline::parse(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
+        let cmdline = Cmdline::of_this_machine();
         let read = config::load(path, &cmdline);
         self.config = read.value;
         self.problems = read.problems;

@@ -275,7 +275,7 @@ mount -t tmpfs dev "$root/dev"
 for node in null zero urandom random tty; do touch "$root/dev/$node"; mount --bind /dev/$node "$root/dev/$node"; done
 names=$(sed 's/ .*//' /proc/consoles)
 for name in ttyS0 $names; do touch "$root/dev/$name"; mount --bind "$2" "$root/dev/$name"; done
-exec chroot "$root" /init/init unknown.word=1 other <&- >&- 2>&-
+exec chroot "$root" /init/init unknown.word=1 "$(printf 'no\377utf8')" other <&- >&- 2>&-
 "#;
 
 #[test]

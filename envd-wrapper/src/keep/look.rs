@@ -19,7 +19,7 @@ pub(super) fn init_name() -> String {
 
 /// What the network should be: `ip=`, else the configuration, else the platform's defaults.
 pub(super) fn wanted(config: &config::Network) -> control::Network {
-    let cmdline = Cmdline::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    let cmdline = Cmdline::of_this_machine();
     let ip = cmdline.value("ip").map(IpParam::parse).unwrap_or_default();
     let address = match (ip.client, ip.prefix()) {
         (Some(address), Some(prefix)) => format!("{address}/{prefix}"),

@@ -22,6 +22,11 @@ struct Word {
 }
 
 impl Cmdline {
+    /// The running kernel's. It may hold any bytes: what is no UTF-8 spoils its own word and no other.
+    pub fn of_this_machine() -> Self {
+        Self::parse(&String::from_utf8_lossy(&std::fs::read("/proc/cmdline").unwrap_or_default()))
+    }
+
     pub fn parse(line: &str) -> Self {
         Self { words: split(line).map(|text| word(&text)).collect() }
     }

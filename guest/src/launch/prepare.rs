@@ -46,7 +46,9 @@ impl Prepared {
 pub(super) fn prepare(options: &Options) -> Result<Prepared, Error> {
     let accounts = Accounts::read(Path::new("/"));
     let identity = identity(options, &accounts)?;
-    let mut environment: Environment = std::env::vars().collect();
+    let text = |text: std::ffi::OsString| text.into_string().ok();
+    let mut environment: Environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
     environment.entry("PATH".to_owned()).or_insert_with(|| PATH.to_owned());
     if let Some(name) = &options.user {
         describe_user(&mut environment, name, &accounts);

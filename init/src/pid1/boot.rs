@@ -174,7 +174,7 @@ impl Machine {
 
     fn configure(&mut self) {
         let begin = now();
-        self.cmdline = Cmdline::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+        self.cmdline = Cmdline::of_this_machine();
         let config = config::load(Path::new(config::PATH), &self.cmdline);
         log::set_debug(config.value.log.debug);
         let first = config.problems.first().cloned();

@@ -46,7 +46,9 @@ const AFTER_A_FAULT: Duration = Duration::from_millis(100);
 /// Runs the machine. There is nothing to return to.
 pub(crate) fn run() -> ! {
     install_panic_hook();
-    let faults = Faults::from_arguments(std::env::args());
+    // Not `args`, which panics at an unknown word that is no UTF-8.
+    let arguments = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let faults = Faults::from_arguments(arguments);
     guest::sys::execute_again_after_fault(faults.count);
     let mut machine = boot::boot(&faults);
     loop {

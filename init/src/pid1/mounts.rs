@@ -152,8 +152,7 @@ fn root_writable() -> Option<String> {
     if !read_only("/") {
         return None;
     }
-    let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    if Cmdline::parse(&cmdline).flag("ro") {
+    if Cmdline::of_this_machine().flag("ro") {
         return Some("the root file system is read-only, as the kernel was told (ro)".to_owned());
     }
     let outcome = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT, None::<&str>);
