@@ -8,8 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use guest::cgroup::{self, Tree};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 /// envd's port forwards.
 const FORWARDS: &str = "socats";
@@ -66,7 +65,9 @@ pub(crate) struct Ended {
 /// Ends helpers and port forwards.
 pub(crate) fn end_remains(home: &Home) -> Ended {
     let tree = Tree::default();
-    Ended { helpers: end(&home.helpers(&tree)), forwards: end(&tree.processes(FORWARDS)) }
+    let end = |group: &str, pids: &[i32]| tree.signal(group, pids, Signal::SIGKILL);
+    let own = home.group.as_deref().unwrap_or_default();
+    Ended { helpers: end(own, &home.helpers(&tree)), forwards: end(FORWARDS, &tree.processes(FORWARDS)) }
 }
 
 /// Processes of users.
@@ -129,10 +130,6 @@ fn ancestry(pid: i32) -> impl Iterator<Item = i32> {
 /// What a dead envd left has only PID 1 above it.
 fn works_for_others(pid: i32, members: &[i32]) -> bool {
     ancestry(pid).any(|above| above != 1 && !members.contains(&above))
-}
-
-fn end(pids: &[i32]) -> usize {
-    pids.iter().filter(|pid| kill(Pid::from_raw(**pid), Signal::SIGKILL).is_ok()).count()
 }
 
 /// Everybody in a cgroup and in those below it.

@@ -15,7 +15,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::signal::Signal;
 use serde::Deserialize;
+
+use crate::sys;
 
 /// Where cgroup2 is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -27,6 +30,9 @@ pub const ENVD: &str = "envd";
 pub const SLICE: &str = "system.slice";
 /// Each is switched on alone: one that the kernel lacks must not take the others with it.
 pub const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
+
+/// Processes that are held open at a time.
+const AT_ONCE: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -143,6 +149,19 @@ impl Tree {
         text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
     }
 
+    /// Sends `signal` to those of `members` that are still in `group`; how many it reached. A number that was read may be another
+    /// process's by now: so each is opened, then looked for in the group once more, and signalled as what was opened.
+    pub fn signal(&self, group: &str, members: &[i32], signal: Signal) -> usize {
+        let reached = |batch: &[i32]| {
+            let opened = |pid: &i32| Some((*pid, sys::open_process(*pid).ok()?));
+            let opened: Vec<_> = batch.iter().filter_map(opened).collect();
+            let still = self.processes(group);
+            let there = opened.into_iter().filter(|(pid, _)| still.contains(pid));
+            there.filter(|(_, process)| sys::signal_process(process, signal).is_ok()).count()
+        };
+        members.chunks(AT_ONCE).map(reached).sum()
+    }
+
     /// Kills everybody in `group` and below it, frozen or not.
     pub fn kill(&self, group: &str) -> Result<(), CgroupError> {
         write(&self.path(group).join("cgroup.kill"), "1")
@@ -209,6 +228,21 @@ mod tests {
         let (dir, tree) = tree_with(&["a/cgroup.procs"]);
         fs::write(dir.path().join("a/cgroup.procs"), "0\n17\n0\n4\n").unwrap();
         assert_eq!(tree.processes("a"), [17, 4]);
+    }
+
+    #[test]
+    fn a_signal_reaches_members_and_nobody_who_has_their_number_no_longer() {
+        let (dir, tree) = tree_with(&["a/cgroup.procs"]);
+        let sleeper = || std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let (mut member, mut stranger) = (sleeper(), sleeper());
+        let [inside, outside] = [&member, &stranger].map(|child| child.id() as i32);
+        fs::write(dir.path().join("a/cgroup.procs"), inside.to_string()).unwrap();
+        assert_eq!(tree.signal("a", &[outside, inside], Signal::SIGTERM), 1);
+        let ended = std::os::unix::process::ExitStatusExt::signal(&member.wait().unwrap());
+        assert_eq!((ended, stranger.try_wait().unwrap()), (Some(Signal::SIGTERM as i32), None));
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+        assert_eq!(tree.signal("a", &[inside], Signal::SIGTERM), 0, "it was reaped");
     }
 
     #[test]

@@ -239,6 +239,27 @@ pub fn reap(pid: Option<i32>) -> Result<Option<Reaped>, Errno> {
     Ok((pid != 0).then_some(Reaped { pid, status, by_signal, core: info.si_code == libc::CLD_DUMPED }))
 }
 
+/// A process as itself, and not by its number, which is another's once it was reaped.
+pub fn open_process(pid: i32) -> Result<std::os::fd::OwnedFd, Errno> {
+    // SAFETY: pidfd_open takes two integers and makes a descriptor that is closed on exec.
+    let descriptor = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    own(descriptor as i32)
+}
+
+/// Sends a signal to a process that was opened. One that has ended is an error.
+pub fn signal_process(
+    process: &impl std::os::fd::AsRawFd,
+    signal: nix::sys::signal::Signal,
+) -> Result<(), Errno> {
+    let no_details = std::ptr::null::<libc::siginfo_t>();
+    let descriptor = process.as_raw_fd();
+    // SAFETY: integers, and a null pointer, which stands for the details that kill gives.
+    check(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, descriptor, signal as libc::c_int, no_details, 0)
+    })
+    .map(drop)
+}
+
 /// Adds bytes to the kernel's random numbers and lets them count in full.
 pub fn credit_entropy(device: &std::fs::File, seed: &[u8; 64]) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;

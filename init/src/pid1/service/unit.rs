@@ -367,9 +367,10 @@ impl Unit {
             let _ = world.tree.kill(&group);
         }
         if self.service.owns_group() && process.group_entered {
-            for member in world.tree.processes(&group).into_iter().filter(|member| *member != process.pid) {
-                let _ = kill(Pid::from_raw(member), signal);
-            }
+            let others = world.tree.processes(&group).into_iter().filter(|member| *member != process.pid);
+            let others: Vec<i32> = others.collect();
+            world.tree.signal(&group, &others, signal);
+            world.tree.signal(&group, &others, Signal::SIGCONT);
         }
         // Not reaped yet, so the number is still its own; its children share its session's group.
         let _ = if signal == Signal::SIGTERM {
