@@ -26,6 +26,8 @@ const WEB: &str = "command = ['/bin/sh', '-c', 'env >/tmp/web.env; exec sleep 10
                    environment = { ONLY = 'this' }\nlimits = { open_files = 77 }\ncgroup = { cpu_weight = 33 }\n\
                    restart = 'always'\n";
 
+const RESTORED: &str = "command = ['/bin/sh', '-c', 'date +%s >>/run/restored']\nkind = 'oneshot'\nenabled = false\non_restore = true\n";
+
 fn image() -> Bake {
     Image::native().envd(Envd::preferred())
 }
@@ -61,7 +63,8 @@ fn the_platforms_guest_is_whole_from_its_first_start_to_its_reboot() {
         .file("/etc/hostname", "e2b.local\n")
         .file("/etc/sysctl.conf", "fs.inotify.max_user_watches=65536\nvm.compaction_proactiveness=0\n")
         .file("/etc/sysctl.d/50-own.conf", "# own\nkernel.pid_max = 99999\n-no.such.thing = 1\n")
-        .file("/etc/envd-init/services.d/web.toml", WEB);
+        .file("/etc/envd-init/services.d/web.toml", WEB)
+        .file("/etc/envd-init/services.d/restored.toml", RESTORED);
     let image = bake.bake().unwrap();
     for kernel in Kernel::each() {
         println!("kernel: {}", kernel.name());
@@ -75,7 +78,7 @@ fn the_platforms_guest_is_whole_from_its_first_start_to_its_reboot() {
         network_was_found_or_set_up(&vm, kernel.serves_ip());
         parts!(&vm; the_boot_is_told, file_systems, groups, surroundings, services, what_children_see);
         parts!(&vm; nothing_wakes_at_rest, freeze, addresses, hostile_clients, blocked_console);
-        parts!(&vm; new_envd_by_systemctl, a_death_of_envd, fault_of_init);
+        parts!(&vm; a_clock_that_jumps, new_envd_by_systemctl, a_death_of_envd, fault_of_init);
         goes_down(&vm, if kernel.has_keyboard() { Down::Keys } else { Down::Command });
         clean_disk(&vm);
     }
@@ -280,6 +283,22 @@ fn new_envd_by_systemctl(vm: &Vm) {
                   [ -e /proc/$old ] && echo old lives; new=$(pidof envd); echo pids $(echo $new | wc -w); \
                   [ \"$new\" != \"$old\" ] && echo another; cmp /proc/$new/exe /usr/bin/envd && echo the new one";
     assert_eq!(detached(vm, script).unwrap().trim(), "code 0\npids 1\nanother\nthe new one");
+}
+
+/// As after a restore, when envd sets the clock of a machine that is as late as its snapshot is old.
+fn a_clock_that_jumps(vm: &Vm) {
+    assert_eq!(sh(vm, "cat /run/restored 2>/dev/null || true"), "", "it does not run at boot");
+    let set = |by: &str| drop(vm.exec_as(Via::Vsock, &format!("date -s '{by}'"), Some("root")).unwrap());
+    let mark = vm.console().mark();
+    set("1 hour");
+    vm.console()
+        .wait_after(mark, r"init: the clock was set forward by 3\d{3}\.\d s, as after a restore")
+        .unwrap();
+    let runs = || Ok((sh(vm, "cat /run/restored 2>/dev/null | wc -l") == "1").then_some(()));
+    wait::until("the service of after a restore", wait::BOUND, runs).unwrap();
+    set("1 hour ago");
+    vm.wait_healthy(Via::Vsock).unwrap();
+    assert_eq!(sh(vm, "wc -l </run/restored"), "1", "backwards is none");
 }
 
 /// The first thing that an operator asks for.

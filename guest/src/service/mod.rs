@@ -49,6 +49,8 @@ pub struct Service {
     pub only_if_filled: Vec<PathBuf>,
     /// `false`: starts only when asked for.
     pub enabled: bool,
+    /// Runs (a oneshot) or starts anew (another one) when the wall clock was set forward, as envd does first after a restore.
+    pub on_restore: bool,
     pub restart: Restart,
     pub backoff: Backoff,
     /// Milliseconds until a service that is not ready (a oneshot: has not ended) is killed; 0: no bound.
@@ -80,6 +82,7 @@ impl Default for Service {
             only_if: Vec::new(),
             only_if_filled: Vec::new(),
             enabled: true,
+            on_restore: false,
             restart: Restart::default(),
             backoff: Backoff::default(),
             start_timeout_ms: 30_000,

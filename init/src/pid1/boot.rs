@@ -205,6 +205,7 @@ impl Machine {
         self.services.add(services);
         let (services, world) = self.split();
         services.pump(world);
+        self.watch_for_restores();
         self.stages.add("services", begin, now(), None);
     }
 

@@ -161,6 +161,7 @@ impl Machine {
         let name = service.strip_suffix(".service").unwrap_or(service);
         if !matches!(order, Order::Stop) {
             self.services.read_anew(name);
+            self.watch_for_restores();
         }
         let executed = self.services.find(name).map_or(0, Unit::executed);
         let running = self.services.find(name).is_some_and(|unit| {

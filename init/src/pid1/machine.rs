@@ -27,6 +27,7 @@ use super::{
     network::Network,
     notify::NotifySocket,
     reap,
+    restore::ClockWatch,
     service::{Kind, Services, World},
     shutdown::{Action, Phase, Seen, Shutdown},
     stages::Stages,
@@ -45,6 +46,7 @@ pub(super) mod tokens {
     pub(in crate::pid1) const CONSOLE: Token = 5 << AREA;
     pub(in crate::pid1) const UEVENT: Token = 6 << AREA;
     pub(in crate::pid1) const KERNEL: Token = 7 << AREA;
+    pub(in crate::pid1) const CLOCK: Token = 8 << AREA;
 
     pub(in crate::pid1) fn unit(index: u32, kind: u8) -> Token {
         (Token::from(UNIT) << AREA) | (Token::from(index) << 8) | Token::from(kind)
@@ -86,6 +88,7 @@ pub(super) struct Machine {
     pub(super) notify: Option<NotifySocket>,
     pub(super) control: Control,
     pub(super) kernel: Option<KernelLog>,
+    pub(super) clock: Option<ClockWatch>,
     pub(super) envd: Option<EnvdStatus>,
     pub(super) shutdown: Option<Shutdown>,
     pub(super) unmounting: Option<i32>,
@@ -115,6 +118,7 @@ impl Machine {
             notify: None,
             control: Control::new(),
             kernel: None,
+            clock: None,
             envd: None,
             shutdown: None,
             unmounting: None,
@@ -197,6 +201,7 @@ impl Machine {
             tokens::CONSOLE => log::flush(),
             tokens::UEVENT => self.device_changed(),
             tokens::KERNEL => self.kernel_spoke(),
+            tokens::CLOCK => self.clock_was_set(),
             token if tokens::area(token) == tokens::CONTROL_AREA => self.control_ready(ready),
             token => {
                 let (index, kind) = tokens::unit_of(token);

@@ -22,6 +22,7 @@ mod mounts;
 mod network;
 mod notify;
 mod reap;
+mod restore;
 mod service;
 mod setup;
 mod shutdown;

@@ -156,6 +156,21 @@ impl Services {
         Ok(())
     }
 
+    pub(in crate::pid1) fn any_wants_restores(&self) -> bool {
+        self.units.iter().any(|unit| unit.service.on_restore)
+    }
+
+    /// Runs what wants to run after a restore: a oneshot once more, another one anew where it runs.
+    pub(in crate::pid1) fn restored(&mut self, world: World<'_>) {
+        for unit in self.units.iter_mut().filter(|unit| unit.service.on_restore) {
+            match unit.service.is_oneshot() {
+                true if missing(&unit.service).is_none() => unit.event(Event::Start, world),
+                false if !unit.is_down() => unit.event(Event::Restart, world),
+                _ => {}
+            }
+        }
+    }
+
     fn must_be_here(&self, index: usize) -> Result<(), StartError> {
         let service = &self.units[index].service;
         match missing(service) {
