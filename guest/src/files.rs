@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 
 /// Configuration is a few KiB.
 const LARGEST: u64 = 256 * 1024;
@@ -40,6 +40,16 @@ pub fn read_bytes(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// Writes a file, made where there is none, in place.
 pub fn write_text(path: &Path, text: &str) -> io::Result<()> {
     without_waiting().write(true).create(true).truncate(true).open(path)?.write_all(text.as_bytes())
+}
+
+/// Has the kernel load a file's first bytes, or all of it for `None`, while the caller goes on. Only a hint: what fails is passed
+/// over, and found again by whoever needs the file.
+pub fn read_ahead(path: &Path, bytes: Option<u32>) {
+    if let Ok(file) = without_waiting().read(true).open(path) {
+        let to_its_end = 0;
+        let length = bytes.map_or(to_its_end, i64::from);
+        let _ = posix_fadvise(file, 0, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+    }
 }
 
 /// A pipe without another end would hold up whoever opens it.

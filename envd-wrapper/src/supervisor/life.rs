@@ -63,6 +63,7 @@ impl Supervisor {
         match spawn::spawn(&world::envd(path, &self.settings)) {
             Ok(spawned) => {
                 self.status.program = path.display().to_string();
+                guest::files::read_ahead(path, None); // in one go, instead of piece by piece as envd comes to need it
                 self.adopt(spawned);
                 Event::Spawned
             }
