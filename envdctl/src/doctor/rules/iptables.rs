@@ -304,8 +304,8 @@ mod tests {
     }
 
     #[test]
-    fn chains_with_more_ways_than_anybody_can_walk_come_to_an_end() {
-        assert_eq!(stops("-A OUTPUT -j mine\n-A mine -j mine\n-A mine -p tcp -j mine"), None);
+    fn chains_with_more_ways_than_anybody_can_walk_are_not_followed_and_not_held_to_be_open() {
+        assert_eq!(stops("-A OUTPUT -j mine\n-A mine -j mine\n-A mine -p tcp -j mine"), Some(false));
     }
 
     #[test]

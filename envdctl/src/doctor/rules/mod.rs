@@ -299,6 +299,10 @@ pub fn blocks(chains: &[Chain], hook: Hook, packet: &Packet) -> Vec<Block> {
     let (mut found, mut left) = (Vec::new(), MAX_STEPS);
     for base in bases {
         Walk { chains, packet, found: &mut found, certain: true, left: &mut left }.base(base);
+        if left == 0 {
+            found.push(unfollowed(base));
+            break;
+        }
     }
     found.sort_by_key(|block| !block.certain);
     found
@@ -417,6 +421,19 @@ fn block(chain: &Chain, rule: &Rule, certain: bool) -> Block {
         action: rule.action.clone(),
         certain,
         packets: rule.packets,
+    }
+}
+
+/// A chain that was not walked to its end may well stop the packet there.
+fn unfollowed(chain: &Chain) -> Block {
+    Block {
+        table: chain.table.clone(),
+        chain: chain.name.clone(),
+        text: format!("it leads on to more than {MAX_STEPS} rules, which were not followed to their end"),
+        delete: "nft -a list ruleset   # or iptables-save: see which chains jump to each other".into(),
+        action: Action::Drop,
+        certain: false,
+        packets: None,
     }
 }
 
