@@ -24,17 +24,23 @@ const TIME_BOUND: Duration = Duration::from_secs(2);
 /// An input that is not done by then never will be: the child ends itself.
 const HANG: Duration = Duration::from_secs(20);
 
-/// What a child prints at its end.
-#[derive(Debug, Default, Clone, Serialize, Deserialize)]
-pub(crate) struct Report {
-    /// Numbers of the inputs that panicked or took too long.
-    pub(crate) failed: Vec<u64>,
-    pub(crate) slowest_us: u64,
+/// What a child prints, a line each, as it goes: what it has found is told also when a later input ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Line {
+    /// The input of this number panicked or took too long.
+    Failed(u64),
+    /// All inputs are through.
+    Done { slowest_us: u64 },
+}
+
+/// The lines of a child, up to where it died.
+pub(crate) fn lines(output: &[u8]) -> Vec<Line> {
+    serde_json::Deserializer::from_slice(output).into_iter().map_while(Result::ok).collect()
 }
 
 /// Where the number of the input under way is written.
 pub(crate) fn progress_file(name: &str) -> Result<PathBuf> {
-    Ok(tests::paths::output("fuzz")?.join(format!("{name}.at")))
+    Ok(::tests::paths::output("fuzz")?.join(format!("{name}.at")))
 }
 
 /// The input under way, or the last one.
@@ -50,34 +56,38 @@ pub(crate) fn main(name: &str, from: &str) -> Result<()> {
     std::panic::set_hook(Box::new(|_| {}));
     let at = File::create(progress_file(name)?)?;
     watch_for_hangs();
-    let mut report = Report::default();
+    let mut slowest_us = 0;
     for (number, input) in target.inputs(seed)?.take(count as usize).enumerate().skip(from as usize) {
         let number = number as u64;
         at.write_all_at(&number.to_le_bytes(), 0)?;
         CURRENT.store(number + 1, Ordering::Relaxed);
-        if !run(target, &input, &mut report) {
-            report.failed.push(number);
+        if !run(target, &input, &mut slowest_us) {
+            tell(Line::Failed(number))?;
         }
     }
     CURRENT.store(0, Ordering::Relaxed);
-    println!("{}", serde_json::to_string(&report)?);
+    tell(Line::Done { slowest_us })
+}
+
+fn tell(line: Line) -> Result<()> {
+    println!("{}", serde_json::to_string(&line)?);
     Ok(())
 }
 
 /// Runs one input that was kept; a panic says where it was.
 pub(crate) fn one(name: &str, file: &Path) -> Result<()> {
     let input = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-    let mut report = Report::default();
-    let well = run(target::find(name)?, &input, &mut report);
-    println!("{name}: {} after {} us", if well { "well" } else { "failed" }, report.slowest_us);
+    let mut took_us = 0;
+    let well = run(target::find(name)?, &input, &mut took_us);
+    println!("{name}: {} after {took_us} us", if well { "well" } else { "failed" });
     Ok(())
 }
 
-fn run(target: &Target, input: &[u8], report: &mut Report) -> bool {
+fn run(target: &Target, input: &[u8], slowest_us: &mut u64) -> bool {
     let begun = Instant::now();
     let outcome = catch_unwind(|| (target.run)(input));
     let took = begun.elapsed();
-    report.slowest_us = report.slowest_us.max(took.as_micros() as u64);
+    *slowest_us = (*slowest_us).max(took.as_micros() as u64);
     outcome.is_ok() && took <= TIME_BOUND
 }
 
@@ -94,4 +104,15 @@ fn watch_for_hangs() {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_child_found_is_told_though_a_later_input_ended_it() {
+        assert_eq!(lines(b"{\"Failed\":3}\n{\"Failed\":9}\n{\"Fai"), [Line::Failed(3), Line::Failed(9)]);
+        assert_eq!(lines(b"{\"Done\":{\"slowest_us\":7}}\n"), [Line::Done { slowest_us: 7 }]);
+    }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use tests::chaos::report::{FUZZ, Report, Row};
 
 use crate::coverage::Coverage;
-use crate::drive::{self, FLAG};
+use crate::drive::{self, FLAG, Line};
 use crate::target::{TARGETS, Target};
 
 /// What kills the child this often is no single finding any more.
@@ -43,10 +43,15 @@ fn drive(target: &Target, seed: u64) -> Result<Row> {
     let coverage = Coverage::begin(target)?;
     let (mut from, mut failed, mut slowest, mut deaths) = (0, Vec::new(), 0, 0);
     while from < count {
-        let (report, at) = child(target, from, &coverage)?;
-        if let Some(report) = report {
-            failed.extend(report.failed);
-            slowest = slowest.max(report.slowest_us);
+        let (lines, at) = child(target, from, &coverage)?;
+        let mut done = false;
+        for line in lines {
+            match line {
+                Line::Failed(number) => failed.push(number),
+                Line::Done { slowest_us } => (done, slowest) = (true, slowest_us),
+            }
+        }
+        if done {
             break;
         }
         failed.push(at);
@@ -94,8 +99,8 @@ fn detail(target: &Target, seed: u64, failed: &[u64], reached: Option<f64>, slow
     format!("seed {seed}, {lines}, slowest input {slowest:.1} ms{kept}")
 }
 
-/// Runs a child from input `from` on: its report, or `None` and the number of the input at which it died.
-fn child(target: &Target, from: u64, coverage: &Coverage) -> Result<(Option<drive::Report>, u64)> {
+/// Runs a child from input `from` on: what it told, and the number of the last input it began.
+fn child(target: &Target, from: u64, coverage: &Coverage) -> Result<(Vec<Line>, u64)> {
     let progress = drive::progress_file(target.name)?;
     let output = Command::new(std::env::current_exe()?)
         .args([FLAG, target.name, &from.to_string()])
@@ -105,10 +110,9 @@ fn child(target: &Target, from: u64, coverage: &Coverage) -> Result<(Option<driv
         .output()
         .context("starting the child")?;
     ensure!(output.status.code() != Some(2), "{}: the child could not begin", target.name);
-    let report = serde_json::from_slice(&output.stdout).ok();
     let at = drive::progress(&progress);
     let _ = fs::remove_file(progress);
-    Ok((report, at))
+    Ok((drive::lines(&output.stdout), at))
 }
 
 /// Makes the inputs that failed again, and keeps them.
