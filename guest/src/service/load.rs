@@ -24,6 +24,11 @@ pub struct Loaded {
 /// Without these nobody reaches the machine: a file of their name can change them, but not break them.
 const INDISPENSABLE: [&str; 2] = ["envd", "relay"];
 
+/// Whether nobody reaches the machine without this service.
+pub fn is_indispensable(name: &str) -> bool {
+    INDISPENSABLE.contains(&name)
+}
+
 /// All services: what is compiled in, what comes with envd-init, and over both of them the owner's.
 pub fn load(shipped: &Path, own: &Path) -> Loaded {
     let mut loaded = Loaded { services: builtin::services(), problems: Vec::new() };
@@ -124,7 +129,7 @@ impl Loaded {
 
     fn add_text(&mut self, path: &Path, name: &str, text: &str) {
         let off = text.trim().is_empty();
-        if off && !INDISPENSABLE.contains(&name) {
+        if off && !is_indispensable(name) {
             self.services.remove(name);
             return;
         }

@@ -47,8 +47,6 @@ const START_PROBE_FIRST: Duration = Duration::from_millis(5);
 const START_PROBE_LONGEST: Duration = Duration::from_millis(250);
 /// Pause between two probes of a process that fails them.
 const UNHEALTHY_PROBE: Duration = Duration::from_secs(5);
-/// Healthy this long, a process is started again at once.
-const AT_ONCE_AFTER: Duration = Duration::from_secs(1);
 
 /// What kind of process it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +92,8 @@ pub struct Backoff {
     pub longest: Duration,
     /// Healthy this long, the pauses begin anew.
     pub reset_after: Duration,
+    /// Healthy this long, there is no pause at all.
+    pub none_after: Option<Duration>,
 }
 
 impl Default for Backoff {
@@ -102,6 +102,7 @@ impl Default for Backoff {
             first: Duration::from_millis(100),
             longest: Duration::from_secs(2),
             reset_after: Duration::from_secs(10),
+            none_after: Some(Duration::from_secs(1)),
         }
     }
 }
@@ -542,7 +543,10 @@ impl Machine {
         match (self.state, self.afterwards) {
             (State::Stopping, Afterwards::Rest) => self.become_state(State::Stopped, None, now, actions),
             (State::Stopping, Afterwards::Again) => self.spawn(now, actions),
-            (State::Stopping, Afterwards::AgainWithBackoff) => self.back_off(now, actions),
+            (State::Stopping, Afterwards::AgainWithBackoff) if self.restarts_after(false) => {
+                self.back_off(now, actions);
+            }
+            (State::Stopping, _) => self.become_state(State::Exited, None, now, actions),
             _ if self.restarts_after(success) => self.back_off(now, actions),
             _ => self.become_state(State::Exited, None, now, actions),
         }
@@ -561,7 +565,7 @@ impl Machine {
         if healthy_for >= self.policy.backoff.reset_after {
             self.backoff_step = 0;
         }
-        if healthy_for >= AT_ONCE_AFTER {
+        if self.policy.backoff.none_after.is_some_and(|enough| healthy_for >= enough) {
             return self.spawn(now, actions);
         }
         let pause = self.pause(now);

@@ -363,6 +363,37 @@ fn a_oneshot_that_hangs_is_ended_at_its_bound() {
     let mut script = Script::new(policy);
     script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
     assert!(script.tick().contains(&Action::Signal(Signal::SIGKILL)));
+    script.on(FAILED);
+    assert_eq!(script.state(), State::Backoff);
+}
+
+#[test]
+fn one_that_was_ended_at_its_bound_is_not_started_again_where_it_never_shall() {
+    for kind in [Kind::Oneshot, Kind::LongRunning] {
+        let mut script = Script::new(Policy {
+            kind,
+            restart: Restart::Never,
+            readiness: Readiness::Notify,
+            start_bound: Some(Duration::from_secs(3)),
+            ..Policy::default()
+        });
+        script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+        assert!(script.tick().contains(&Action::Signal(Signal::SIGKILL)));
+        script.on(FAILED);
+        assert_eq!((script.state(), script.machine.deadline()), (State::Exited, None), "{kind:?}");
+    }
+}
+
+#[test]
+fn long_health_spares_no_pause_where_pauses_are_somebodys_wish() {
+    let first = Duration::from_secs(60);
+    let backoff = Backoff { first, longest: first, none_after: None, ..Backoff::default() };
+    let mut script = Script::new(Policy { backoff, ..Policy::default() });
+    script.feed(&[Event::Start, Event::Spawned, Event::Executed]);
+    script.pass(Duration::from_secs(3600));
+    script.on(FAILED);
+    assert_eq!(script.state(), State::Backoff);
+    assert!(script.machine.deadline().unwrap() >= script.now + first * 4 / 5);
 }
 
 #[test]

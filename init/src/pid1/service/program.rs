@@ -6,13 +6,16 @@ use guest::{
     accounts::Accounts,
     cgroup::Tree,
     notify,
-    service::{Kind, Limits, Readiness, Restart, Service},
+    service::{Kind, Limits, Readiness, Restart, Service, load},
     spawn::{Identity, Limit, Output, Program, Resource},
     supervise::{self, Policy},
 };
 
 /// What every service finds in its environment, unless its file says otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What has served this long and reaches the machine is started again without a pause.
+const AT_ONCE_AFTER: Duration = Duration::from_secs(1);
 
 /// Nothing of PID 1's own environment is passed on: unknown words of the kernel's command line end up there.
 pub(super) fn program(service: &Service, tree: &Tree) -> Result<Program, String> {
@@ -49,19 +52,27 @@ fn identity(service: &Service) -> Result<Option<Identity>, String> {
         return Ok(None);
     }
     let accounts = Accounts::read(Path::new("/"));
-    let name = service.user.as_deref().unwrap_or("root");
-    let (user, own_group) = match (accounts.user(name), name.parse::<u32>()) {
-        (Some(user), _) => (user.uid, user.gid),
-        (None, Ok(number)) => (number, number),
-        (None, Err(_)) => return Err(format!("there is no user {name}")),
+    identity_among(&accounts, service.user.as_deref().unwrap_or("root"), service.group.as_deref()).map(Some)
+}
+
+/// A number that is somebody's has that account's group and memberships; one that is nobody's is its own group.
+fn identity_among(accounts: &Accounts, user: &str, group: Option<&str>) -> Result<Identity, String> {
+    let number = user.parse::<u32>().ok();
+    let by_number = || accounts.users.iter().find(|account| Some(account.uid) == number);
+    let account = accounts.user(user).or_else(by_number);
+    let (uid, own_group) = match (account, number) {
+        (Some(account), _) => (account.uid, account.gid),
+        (None, Some(number)) => (number, number),
+        (None, None) => return Err(format!("there is no user {user}")),
     };
-    let group = match service.group.as_deref() {
+    let gid = match group {
         None => own_group,
         Some(name) => accounts.gid(name).ok_or_else(|| format!("there is no group {name}"))?,
     };
-    let member = accounts.groups.iter().filter(|group| group.members.iter().any(|member| member == name));
-    let groups = member.map(|group| group.gid).chain([group]).collect();
-    Ok(Some(Identity { user, group, groups }))
+    let name = account.map(|account| &account.name);
+    let member = accounts.groups.iter().filter(|group| name.is_some_and(|name| group.members.contains(name)));
+    let groups = member.map(|group| group.gid).chain([gid]).collect();
+    Ok(Identity { user: uid, group: gid, groups })
 }
 
 fn limits(limits: &Limits) -> Vec<Limit> {
@@ -111,6 +122,8 @@ pub(super) fn policy(service: &Service) -> Policy {
             first: Duration::from_millis(service.backoff.min_ms),
             longest: Duration::from_millis(service.backoff.max_ms),
             reset_after: Duration::from_millis(service.backoff.reset_ms),
+            // Of all others an owner may want pauses that are kept.
+            none_after: load::is_indispensable(&service.name).then_some(AT_ONCE_AFTER),
         },
         ..Policy::default()
     }
@@ -135,6 +148,19 @@ mod tests {
     fn a_user_that_is_not_there_is_named() {
         let service = Service::parse("x", "command=['/bin/x']\nuser='nobody-at-all'\n").value;
         assert_eq!(program(&service, &Tree::default()).unwrap_err(), "there is no user nobody-at-all");
+    }
+
+    #[test]
+    fn a_user_by_number_is_the_account_that_has_it() {
+        let accounts =
+            Accounts::parse("root:x:0:0::/:/x\nweb:x:1000:50::/:/x\n", "staff:x:50:\nlog:x:4:web\n");
+        let by_name = identity_among(&accounts, "web", None);
+        assert_eq!(by_name, Ok(Identity { user: 1000, group: 50, groups: vec![4, 50] }));
+        assert_eq!(identity_among(&accounts, "1000", None), by_name);
+        let nobodys = Identity { user: 77, group: 77, groups: vec![77] };
+        assert_eq!(identity_among(&accounts, "77", None), Ok(nobodys));
+        let with_group = Identity { user: 1000, group: 4, groups: vec![4, 4] };
+        assert_eq!(identity_among(&accounts, "web", Some("log")), Ok(with_group));
     }
 
     #[test]
