@@ -22,13 +22,15 @@ const BACKLOG: usize = 64 * 1024;
 /// Tried in this order after what `/proc/consoles` names.
 const FALLBACKS: [&str; 3] = ["/dev/ttyS0", "/dev/hvc0", "/dev/kmsg"];
 
-/// What writing to a terminal gives after `vhangup` (EIO).
+/// What writing to a terminal gives after `vhangup`, and to a serial port without hardware (EIO).
 const HUNG_UP: i32 = nix::errno::Errno::EIO as i32;
 
 /// Where records go that a person reads.
 #[derive(Debug, Default)]
 pub struct Console {
     device: Option<(PathBuf, File)>,
+    /// What comes in question instead, until the device has taken a line: a port may have a node and no hardware.
+    others: VecDeque<PathBuf>,
     waiting: VecDeque<Vec<u8>>,
     waiting_bytes: usize,
     /// How much of the first waiting line is out already.
@@ -46,8 +48,21 @@ impl Console {
     /// Finds and opens the console, where none is open yet. Until then what comes is kept.
     pub fn reopen(&mut self) {
         if self.device.is_none() {
-            self.device = candidates().into_iter().find_map(|path| open_tty(&path).map(|file| (path, file)));
+            self.others = candidates().into();
+            self.open_next();
         }
+    }
+
+    /// Opens the best of the others; false: there is none, and what was open stays.
+    fn open_next(&mut self) -> bool {
+        while let Some(path) = self.others.pop_front() {
+            if let Some(file) = open_tty(&path) {
+                self.device = Some((path, file));
+                self.opened_again = false;
+                return true;
+            }
+        }
+        false
     }
 
     /// The device that was found.
@@ -109,11 +124,15 @@ impl Console {
         while let Some((length, outcome)) = self.write_first() {
             match outcome {
                 Ok(count) if self.begun + count < length => self.begun += count,
-                Ok(_) => self.line_done(),
+                Ok(_) => {
+                    self.others = VecDeque::new();
+                    self.line_done();
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // A getty that takes the line for itself hangs it up for everybody else first: ours is opened anew.
-                Err(error) if error.raw_os_error() == Some(HUNG_UP) && self.open_again() => {}
+                Err(error)
+                    if error.raw_os_error() == Some(HUNG_UP) && (self.open_again() || self.open_next()) => {}
                 // A device that fails otherwise takes the line with it, so that nothing piles up.
                 Err(_) => {
                     self.dropped_bytes += length as u64;
@@ -255,6 +274,23 @@ mod tests {
         console.print(b"after the getty came\n".to_vec());
         assert_eq!(fs::read_to_string(&path).unwrap(), "after the getty came\n");
         assert_eq!(console.dropped_bytes(), 0);
+    }
+
+    /// As /dev/ttyS0 on a machine that has hvc0 alone: the node is there, it opens, and it takes nothing.
+    #[test]
+    fn a_port_without_hardware_is_left_for_the_next_one_and_no_line_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hvc0");
+        fs::write(&path, "").unwrap();
+        // Nothing is mapped at its beginning, and writing there gives EIO.
+        let others =
+            ["/no/such/console", "/proc/self/mem"].map(PathBuf::from).into_iter().chain([path.clone()]);
+        let mut console = Console { others: others.collect(), ..Console::default() };
+        console.open_next();
+        assert_eq!(console.path(), Some(Path::new("/proc/self/mem")));
+        console.print(b"first\n".to_vec());
+        assert_eq!((console.path(), console.dropped_bytes()), (Some(path.as_path()), 0));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "first\n");
     }
 
     #[test]

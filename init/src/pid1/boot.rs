@@ -172,9 +172,13 @@ impl Machine {
     fn open_console(&mut self) {
         let begin = now();
         log::reopen();
-        let console =
-            log::console_path().unwrap_or_else(|| "no console: nothing can be said here".to_owned());
+        let path =
+            || log::console_path().unwrap_or_else(|| "no console: nothing can be said here".to_owned());
+        let console = path();
         info!("envd-init {} on {console}", env!("CARGO_PKG_VERSION"));
+        if path() != console {
+            info!("the console is {}, since {console} takes nothing", path());
+        }
         self.stages.add("console", begin, now(), None);
         let _ = nix::sys::reboot::set_cad_enabled(false); // ctrl-alt-del becomes SIGINT
     }
