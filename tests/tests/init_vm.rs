@@ -198,6 +198,9 @@ fn what_children_see(vm: &Vm) {
     assert_eq!(sh(vm, signals), "SigBlk:0000000000000000\nSigIgn:0000000000000000");
     assert_eq!(sh(vm, "ls /proc/$(pgrep -u nobody sleep)/fd | tr '\\n' ' '").trim(), "0 1 2");
     assert_eq!(sh(vm, "pidof envd | wc -w"), "1");
+    // Whatever else listened on TCP, envd would publish by a socat.
+    let listeners = "grep -hE '^ *[0-9]+: [^ ]+ [^ ]+ 0A ' /proc/net/tcp /proc/net/tcp6 | sed 's/.*:C33F 0.*/envd/' | sort -u";
+    assert_eq!(sh(vm, listeners), "envd", "port 49983 alone");
 }
 
 /// Three seconds, in which neither PID 1 nor the relay is scheduled once. (Asked over TCP, which wakes neither, and from
