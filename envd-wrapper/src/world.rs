@@ -91,11 +91,9 @@ fn environment(
     variables
 }
 
-/// Memory of the machine.
+/// Memory of the machine: what /proc/meminfo has as `MemTotal`, without all else that the kernel adds up for that file.
 pub(crate) fn memory_mib() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib / 1024)
+    nix::sys::sysinfo::sysinfo().ok().map(|info| info.ram_total() >> 20)
 }
 
 #[cfg(test)]
