@@ -21,6 +21,8 @@ const SSH_KEYS: &str =
     "[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n";
 /// MiB of memory in each guest: systemd's is the one that needs most.
 const MEMORY: u32 = 768;
+/// Boots of one guest before it is held to be broken.
+const TRIES: usize = 3;
 
 /// What is PID 1, and in which image.
 #[derive(Debug)]
@@ -79,14 +81,32 @@ impl Contender {
         Ok(Self { name: "systemd", image, init: None, program: "/systemd" })
     }
 
-    /// Waits for the first stamps, and sees that it is this init that was measured.
-    pub(crate) fn stamps(&self, vm: &Vm) -> Result<Stamps> {
-        let stamps = Stamps::wait(vm, Mark::default())?;
-        ensure!(stamps.init.ends_with(self.program), "PID 1 is {} instead of {}", stamps.init, self.program);
-        Ok(stamps)
+    /// Boots it until its first stamps, and sees that it is this init that was measured. A VM that ends before them is one of those
+    /// that the emulator loses (docs/benchmarks.md), and is said.
+    pub(crate) fn boot(&self) -> Result<(Vm, Stamps)> {
+        let mut tries = 0;
+        loop {
+            let vm = self.start()?;
+            tries += 1;
+            match Stamps::wait(&vm, Mark::default()) {
+                Ok(stamps) => {
+                    let program = &stamps.init;
+                    ensure!(
+                        program.ends_with(self.program),
+                        "PID 1 is {program} instead of {}",
+                        self.program
+                    );
+                    return Ok((vm, stamps));
+                }
+                Err(error) if vm.ended().is_some() && tries < TRIES => {
+                    eprintln!("bench: {}: {error:#}; booting it again", self.name);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
-    pub(crate) fn boot(&self) -> Result<Vm> {
+    fn start(&self) -> Result<Vm> {
         let named = self.init.as_ref().map(|path| format!(" bench_init={path}")).unwrap_or_default();
         Vm::of(&self.image)
             .memory_mib(MEMORY)

@@ -45,8 +45,7 @@ pub(crate) fn measure(plan: &Plan, found: &mut Findings) -> Result<()> {
 
 impl Boot {
     fn of(contender: &Contender) -> Result<Self> {
-        let vm = contender.boot()?;
-        let stamps = contender.stamps(&vm)?;
+        let (vm, stamps) = contender.boot()?;
         let disk_kib = disk_kib(&vm)?;
         let console_bytes = contender.is_ours().then(|| console_bytes(&vm)).transpose()?;
         Ok(Self { stamps, disk_kib, console_bytes })
@@ -98,7 +97,7 @@ fn services(plan: &Plan, found: &mut Findings) -> Result<()> {
     let contenders = contenders.into_iter().collect::<Result<Vec<_>>>()?;
     let stamps = turns::take(&contenders, GROWTH_ROUNDS, |(count, contender)| {
         plan.say(&format!("boot: with {count} services"));
-        contender.stamps(&contender.boot()?)
+        Ok(contender.boot()?.1)
     })?;
     let figures: Vec<_> = stamps.iter().map(|of| each(of, Stamps::to_healthy)).collect();
     let row = |which: usize| {

@@ -65,8 +65,7 @@ struct Guest {
 
 impl Guest {
     fn boot(contender: &Contender) -> Result<Self> {
-        let vm = contender.boot()?;
-        contender.stamps(&vm)?;
+        let (vm, _) = contender.boot()?;
         Ok(Self { vm, has_relay: contender.is_ours() })
     }
 

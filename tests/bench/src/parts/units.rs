@@ -56,8 +56,7 @@ pub(crate) fn measure(plan: &Plan, found: &mut Findings) -> Result<()> {
 
 impl Boot {
     fn of(contender: &Contender) -> Result<Self> {
-        let vm = contender.boot()?;
-        let stamps = contender.stamps(&vm)?;
+        let (vm, stamps) = contender.boot()?;
         let all_answering = stamps.to_second(all_answering(&vm)?);
         let disk_kib = disk_kib(&vm)?;
         std::thread::sleep(SETTLE);
