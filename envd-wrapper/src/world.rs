@@ -64,6 +64,7 @@ fn platform(path: &Path, settings: &Settings) -> Program {
         io_priority: Some((1, 4)),
         oom_score_adj: Some(-1000),
         cgroup: settings.cgroup.clone(),
+        cgroup_is_new: false,
         death_signal: Some(Signal::SIGKILL),
         alias_of: None,
         output: Output::Pipes,

@@ -33,6 +33,8 @@ pub const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 
 /// Processes that are held open at a time.
 const AT_ONCE: usize = 64;
+/// Levels of cgroups below a service's own that are taken away with it.
+const DEEPEST: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -137,9 +139,16 @@ impl Tree {
         write(&self.path(group).join("cgroup.procs"), &pid.to_string())
     }
 
-    /// Takes away an empty cgroup; one that is not empty stays.
+    /// Makes `group` as one that has never been. False: it was there and stays as it is, because somebody is in it or below.
+    pub fn make_anew(&self, group: &str) -> Result<bool, CgroupError> {
+        self.remove(group);
+        let stayed = self.path(group).is_dir();
+        self.make(group).map(|()| !stayed)
+    }
+
+    /// Takes away a cgroup and those below it as far as nobody is in them; the others stay.
     pub fn remove(&self, group: &str) {
-        let _ = fs::remove_dir(self.path(group));
+        remove_empty(&self.path(group), DEEPEST);
     }
 
     /// Everybody in `group` itself, not below it. A process of another namespace is told as 0, which to `kill` would mean
@@ -194,6 +203,18 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
         .map_err(|source| CgroupError::Write { path: path.to_owned(), value: value.to_owned(), source })
 }
 
+fn remove_empty(path: &Path, levels: usize) {
+    if fs::remove_dir(path).is_ok() || levels == 0 {
+        return;
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    for entry in below {
+        remove_empty(&entry.path(), levels - 1);
+    }
+    let _ = fs::remove_dir(path);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,6 +249,21 @@ mod tests {
         let (dir, tree) = tree_with(&["a/cgroup.procs"]);
         fs::write(dir.path().join("a/cgroup.procs"), "0\n17\n0\n4\n").unwrap();
         assert_eq!(tree.processes("a"), [17, 4]);
+    }
+
+    #[test]
+    fn a_cgroup_is_made_anew_with_nothing_of_what_was_below_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::new(dir.path());
+        assert!(tree.make_anew("a").unwrap());
+        fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
+        assert!(tree.make_anew("a").unwrap());
+        assert!(!dir.path().join("a/b").exists());
+        // A file stands for a process: such a folder cannot be taken away either.
+        fs::create_dir(dir.path().join("a/b")).unwrap();
+        fs::write(dir.path().join("a/b/busy"), "").unwrap();
+        assert!(!tree.make_anew("a").unwrap());
+        assert!(dir.path().join("a/b/busy").exists());
     }
 
     #[test]

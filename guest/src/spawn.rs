@@ -88,6 +88,9 @@ pub struct Program {
     pub oom_score_adj: Option<i32>,
     /// The cgroup's folder; the child moves itself there before it is executed.
     pub cgroup: Option<PathBuf>,
+    /// It has just been made, so the child can be born in it, which is faster. Not in any other: Linux (seen on 6.18) kills at once
+    /// who is born in a cgroup that was ever killed as a whole by `cgroup.kill`, for it looks at the parent's cgroup for that.
+    pub cgroup_is_new: bool,
     /// What it gets when its parent dies.
     pub death_signal: Option<Signal>,
     /// The program that is bound over `path`, a file that is there, in a mount namespace of the child's own: the process then
@@ -262,7 +265,7 @@ pub fn spawn(program: &Program) -> Result<Spawned, SpawnError> {
         stderr: stderr_in.map(clear_of_stdio).transpose().map_err(failed("make a pipe"))?,
     };
     let parent = nix::unistd::getpid();
-    let cgroup = program.cgroup.as_deref().and_then(open_folder);
+    let cgroup = program.cgroup.as_deref().filter(|_| program.cgroup_is_new).and_then(open_folder);
     // The arrays borrow the prepared strings, and must be there before the fork: the child may not allocate.
     let arguments = CArray::new(prepared.arguments.iter().map(CString::as_c_str));
     let environment = CArray::new(prepared.environment.iter().map(CString::as_c_str));

@@ -368,6 +368,11 @@ fn signals_that_mean_nothing_do_nothing_and_a_fault_starts_anew() {
     assert_eq!(world.text("cat /proc/1/comm"), "init");
     let sleepers = "grep -lx sleep /proc/[0-9]*/comm | wc -l";
     assert_eq!(world.text(sleepers), "2", "what the run before left behind is gone");
+    assert_eq!(
+        world.status().unwrap().deaths,
+        [],
+        "and nobody was killed at birth, in a cgroup that was killed before"
+    );
 }
 
 /// The pid of a service that runs, while PID 1 may be on its way from one run to the next.

@@ -19,8 +19,8 @@ use guest::{
     log,
     reactor::{Interest, Reactor, Token, Watched, read_ready},
     record::{self, Level},
-    service::{LogTo, Readiness, Service},
-    spawn::{self, Spawned},
+    service::{LogTo, Placement, Readiness, Service},
+    spawn::{self, Program, Spawned},
     supervise::{Action, Event, Machine, ProbeFailure, State},
     sys::Reaped,
 };
@@ -244,9 +244,10 @@ impl Unit {
         self.wanted = false;
         self.skipped = false;
         self.failure = None;
-        self.prepare_group(world.tree);
-        let outcome = program::program(&self.service, world.tree)
-            .and_then(|program| spawn::spawn(&program).map_err(|error| error.to_string()));
+        let cgroup_is_new = self.prepare_group(world.tree);
+        let outcome = program::program(&self.service, world.tree).and_then(|program| {
+            spawn::spawn(&Program { cgroup_is_new, ..program }).map_err(|error| error.to_string())
+        });
         match outcome {
             Ok(spawned) => {
                 self.register(spawned, world);
@@ -269,15 +270,23 @@ impl Unit {
         self.failure = Some(why.to_owned());
     }
 
-    fn prepare_group(&self, tree: &Tree) {
+    /// Whether it is a new one. What is shared with others is never killed as a whole, and as good as new.
+    fn prepare_group(&self, tree: &Tree) -> bool {
         let group = self.service.group_path();
-        let mut problems: Vec<_> = tree.make(&group).err().into_iter().collect();
+        let made = if self.service.placement == Placement::InitScope {
+            tree.make(&group).map(|()| true)
+        } else {
+            tree.make_anew(&group)
+        };
+        let is_new = matches!(made, Ok(true));
+        let mut problems: Vec<_> = made.err().into_iter().collect();
         problems.extend(tree.set(&group, &self.service.cgroup));
         if self.machine.restarts() == 0 {
             for problem in problems {
                 warn!("{}: {problem}", self.name());
             }
         }
+        is_new
     }
 
     /// From here on the process is known: nothing is reaped between the fork and this, for there is one thread.
@@ -384,7 +393,7 @@ impl Unit {
     /// Whether all that is in its cgroup is its own to end.
     fn owns_group(&self) -> bool {
         let entered = self.process.as_ref().is_none_or(|process| process.group_entered);
-        entered && self.service.placement != guest::service::Placement::InitScope
+        entered && self.service.placement != Placement::InitScope
     }
 
     /// The main process was reaped.
