@@ -112,16 +112,20 @@ impl Tree {
 
     /// Makes `group` with its parents; one that is there is fine. In `system.slice` the controllers are passed on.
     pub fn make(&self, group: &str) -> Result<(), CgroupError> {
+        self.create(group).map(drop)
+    }
+
+    /// As [`Tree::make`]; whether it was not there.
+    fn create(&self, group: &str) -> Result<bool, CgroupError> {
         if let Some((parent, _)) = group.rsplit_once('/') {
             self.make(parent)?;
             self.enable_controllers(parent); // a controller that the root lacks was told about there
         }
         let path = self.path(group);
         match fs::create_dir(&path) {
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                Err(CgroupError::Make { path, source })
-            }
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(source) if source.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(source) => Err(CgroupError::Make { path, source }),
         }
     }
 
@@ -141,9 +145,11 @@ impl Tree {
 
     /// Makes `group` as one that has never been. False: it was there and stays as it is, because somebody is in it or below.
     pub fn make_anew(&self, group: &str) -> Result<bool, CgroupError> {
+        if self.create(group)? {
+            return Ok(true);
+        }
         self.remove(group);
-        let stayed = self.path(group).is_dir();
-        self.make(group).map(|()| !stayed)
+        self.create(group)
     }
 
     /// Takes away a cgroup and those below it as far as nobody is in them; the others stay.

@@ -222,6 +222,10 @@ pub fn load(path: &Path, cmdline: &Cmdline) -> Read<Config> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => (String::new(), None),
         Err(error) => (String::new(), Some(format!("{} is passed over: {error}", path.display()))),
     };
+    // As in most images. A boot waits for this: it is no time to run the parser over nothing.
+    if text.is_empty() && cmdline.overrides().next().is_none() {
+        return Read { value: Config::default(), problems: unreadable.into_iter().collect() };
+    }
     let (table, in_file) = table(&text);
     let in_file = in_file.into_iter().map(|problem| format!("{}: {problem}", path.display()));
     let mut read = with_overrides(table, cmdline);

@@ -168,8 +168,7 @@ pub fn check_services(plan: &Plan, image: &Image) -> Result<Vec<String>> {
 pub fn services(plan: &Plan, image: &Image) -> Result<(BTreeMap<String, Service>, Vec<String>)> {
     let mut services = BTreeMap::new();
     let mut problems = Vec::new();
-    let texts =
-        builtin::texts().into_iter().map(|(name, text)| (name.to_owned(), String::new(), text.to_owned()));
+    let texts = builtin::texts().map(|(name, text)| (name.to_owned(), String::new(), text.to_owned()));
     let mut all: Vec<(String, String, String)> = texts.collect();
     for folder in [load::SHIPPED, load::OWN] {
         all.extend(folder_services(plan, image, folder)?);

@@ -5,6 +5,9 @@
  * open/write/close (cgroup.procs, oom_score_adj), setsid, setpriority, ioprio_set, 2 prlimit, execve. Afterwards: a socket,
  * 7 ioctl for lo, eth0 and the route, sethostname, then wait; an envd that dies is started again at once.
  *
+ * Called as c_floor_supervised it leaves envd to a process of its own, a second execution of this program: that is the floor for whoever
+ * has a supervisor between PID 1 and envd. It adds a fork and an execve.
+ *
  * Build: cc -O2 -static -o c_floor c_floor.c
  */
 #define _GNU_SOURCE
@@ -24,6 +27,7 @@
 #include <unistd.h>
 
 #define CG "/sys/fs/cgroup/"
+#define SUPERVISOR "supervisor"
 
 static void put(const char *path, const char *value)
 {
@@ -121,26 +125,41 @@ static void network(void)
 	close(s);
 }
 
-static pid_t start_envd(void)
+static void become_supervisor(void)
+{
+	char *argv[] = { SUPERVISOR, NULL }, *env[] = { NULL };
+	execve("/proc/self/exe", argv, env);
+	_exit(127);
+}
+
+static pid_t start(void become(void))
 {
 	pid_t pid = fork();
 	if (pid == 0)
-		become_envd();
+		become();
 	return pid;
 }
 
-int main(void)
+static void keep_up(void become(void), pid_t child)
 {
-	mounts();
-	cgroups();
-	pid_t envd = start_envd();
-	network();
-	sethostname("e2b.local", 9);
 	for (;;) {
 		pid_t dead = wait(NULL);
-		if (dead == envd)
-			envd = start_envd();
+		if (dead == child)
+			child = start(become);
 		else if (dead < 0)
 			pause();
 	}
+}
+
+int main(int argc, char **argv)
+{
+	if (argc > 0 && !strcmp(argv[0], SUPERVISOR))
+		keep_up(become_envd, start(become_envd));
+	void (*first)(void) = argc > 0 && strstr(argv[0], "supervised") ? become_supervisor : become_envd;
+	mounts();
+	cgroups();
+	pid_t child = start(first);
+	network();
+	sethostname("e2b.local", 9);
+	keep_up(first, child);
 }

@@ -8,22 +8,31 @@ use std::collections::BTreeMap;
 use super::{Kind, Limit, Limits, LogTo, Placement, Readiness, Restart, Service};
 use crate::{cgroup::Weights, control::RelayStatus};
 
+/// Name, service, and what its file says.
+type Entry = (&'static str, fn() -> Service, &'static str);
+
+const ALL: [Entry; 6] = [
+    ("chrony-source", chrony_source, include_str!("../../services/chrony-source.toml")),
+    ("envd", envd, include_str!("../../services/envd.toml")),
+    ("relay", relay, include_str!("../../services/relay.toml")),
+    ("seed-certs", seed_certs, include_str!("../../services/seed-certs.toml")),
+    ("tmp", tmp, include_str!("../../services/tmp.toml")),
+    ("tmpfiles", tmpfiles, include_str!("../../services/tmpfiles.toml")),
+];
+
 /// By name.
 pub fn services() -> BTreeMap<String, Service> {
-    let all = [chrony_source(), envd(), relay(), seed_certs(), tmp(), tmpfiles()];
-    all.into_iter().map(|service| (service.name.clone(), service)).collect()
+    ALL.into_iter().map(|(name, make, _)| (name.to_owned(), make())).collect()
+}
+
+/// One alone.
+pub fn service(name: &str) -> Option<Service> {
+    ALL.into_iter().find(|(known, ..)| *known == name).map(|(_, make, _)| make())
 }
 
 /// Each one's file, by name.
-pub fn texts() -> [(&'static str, &'static str); 6] {
-    [
-        ("chrony-source", include_str!("../../services/chrony-source.toml")),
-        ("envd", include_str!("../../services/envd.toml")),
-        ("relay", include_str!("../../services/relay.toml")),
-        ("seed-certs", include_str!("../../services/seed-certs.toml")),
-        ("tmp", include_str!("../../services/tmp.toml")),
-        ("tmpfiles", include_str!("../../services/tmpfiles.toml")),
-    ]
+pub fn texts() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ALL.into_iter().map(|(name, _, text)| (name, text))
 }
 
 /// The reason for this machine. Its start is bounded by the wrapper itself.
@@ -45,7 +54,7 @@ fn envd() -> Service {
             io_weight: Some(10_000),
             ..Weights::default()
         },
-        ..service("envd", "envd and its supervisor", &["/usr/lib/envd-init/envd-wrapper", "run"])
+        ..named("envd", "envd and its supervisor", &["/usr/lib/envd-init/envd-wrapper", "run"])
     }
 }
 
@@ -65,7 +74,7 @@ fn relay() -> Service {
         oom_score_adj: -1000,
         log: LogTo::Console,
         limits: Limits { open_files: Some(files), ..Limits::default() },
-        ..service("relay", "vsock 49983 to envd", &command)
+        ..named("relay", "vsock 49983 to envd", &command)
     }
 }
 
@@ -76,7 +85,7 @@ fn seed_certs() -> Service {
         only_if: vec![PROGRAM.into()],
         kind: Kind::Oneshot,
         start_timeout_ms: 5000,
-        ..service("seed-certs", "the platform's certificates", &[PROGRAM])
+        ..named("seed-certs", "the platform's certificates", &[PROGRAM])
     }
 }
 
@@ -89,11 +98,7 @@ fn tmp() -> Service {
         restart: Restart::Never,
         start_timeout_ms: 5000,
         log: LogTo::Console,
-        ..service(
-            "tmp",
-            "what tmpfiles.d removes from /tmp",
-            &["/usr/lib/envd-init/init", "tmpfiles", "--tmp"],
-        )
+        ..named("tmp", "what tmpfiles.d removes from /tmp", &["/usr/lib/envd-init/init", "tmpfiles", "--tmp"])
     }
 }
 
@@ -102,7 +107,7 @@ fn tmpfiles() -> Service {
         kind: Kind::Oneshot,
         restart: Restart::Never,
         log: LogTo::Console,
-        ..service("tmpfiles", "sysusers.d and tmpfiles.d", &["/usr/lib/envd-init/init", "tmpfiles", "--rest"])
+        ..named("tmpfiles", "sysusers.d and tmpfiles.d", &["/usr/lib/envd-init/init", "tmpfiles", "--rest"])
     }
 }
 
@@ -112,11 +117,11 @@ fn chrony_source() -> Service {
         only_if: vec![PROGRAM.into(), "/usr/sbin/chronyd".into()],
         kind: Kind::Oneshot,
         start_timeout_ms: 10_000,
-        ..service("chrony-source", "chronyd's time source", &[PROGRAM])
+        ..named("chrony-source", "chronyd's time source", &[PROGRAM])
     }
 }
 
-fn service(name: &str, description: &str, command: &[&str]) -> Service {
+fn named(name: &str, description: &str, command: &[&str]) -> Service {
     Service {
         name: name.to_owned(),
         description: description.to_owned(),

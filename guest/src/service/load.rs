@@ -46,12 +46,11 @@ pub fn load(shipped: &Path, own: &Path) -> Loaded {
 /// One service and those that it waits for, directly or not: what a boot starts first, with no look at any other file.
 pub fn chain(shipped: &Path, own: &Path, name: &str) -> Loaded {
     let mut loaded = Loaded::default();
-    let mut compiled_in = builtin::services();
     let mut names = vec![name.to_owned()];
     let mut at = 0;
     while let Some(name) = names.get(at).cloned() {
         at += 1;
-        loaded.add_by_name(&mut compiled_in, shipped, own, &name);
+        loaded.add_by_name(shipped, own, &name);
         let after = loaded.services.get(&name).map(|service| service.after.clone()).unwrap_or_default();
         names.extend(after.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
     }
@@ -62,7 +61,7 @@ pub fn chain(shipped: &Path, own: &Path, name: &str) -> Loaded {
 pub fn one(shipped: &Path, own: &Path, name: &str) -> Loaded {
     let mut loaded = Loaded::default();
     if valid_name(name) {
-        loaded.add_by_name(&mut builtin::services(), shipped, own, name);
+        loaded.add_by_name(shipped, own, name);
     }
     loaded
 }
@@ -89,16 +88,11 @@ fn toml_files(folder: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
 }
 
 impl Loaded {
-    fn add_by_name(
-        &mut self,
-        compiled_in: &mut BTreeMap<String, Service>,
-        shipped: &Path,
-        own: &Path,
-        name: &str,
-    ) {
-        self.services.extend(compiled_in.remove_entry(name));
+    fn add_by_name(&mut self, shipped: &Path, own: &Path, name: &str) {
+        let compiled_in = builtin::service(name);
+        let known = compiled_in.is_some();
+        self.services.extend(compiled_in.map(|service| (name.to_owned(), service)));
         let file = format!("{name}.toml");
-        let known = self.services.contains_key(name);
         let paths = [(!known).then(|| shipped.join(&file)), Some(own.join(&file))];
         for path in paths.into_iter().flatten().filter(|path| path.symlink_metadata().is_ok()) {
             self.add(&path);

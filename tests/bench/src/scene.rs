@@ -15,6 +15,7 @@ use crate::stamps::Stamps;
 const FOLDER: &str = "/usr/lib/bench";
 /// A static shell with all that goes with it.
 pub(crate) const BUSYBOX: &str = "/usr/lib/bench/busybox/busybox";
+const SUPERVISED_FLOOR: &str = "c_floor_supervised";
 const OUR_INIT: &str = "/usr/lib/envd-init/init";
 /// The base has no host keys, without which Debian's sshd does not start.
 const SSH_KEYS: &str =
@@ -36,8 +37,8 @@ pub(crate) struct Contender {
 }
 
 impl Contender {
-    /// Our init, the C floor, busybox's init and systemd; each starts the same stamped envd.
-    pub(crate) fn all() -> Result<[Self; 4]> {
+    /// Our init, the C floor, busybox's init, systemd, and the C floor with a supervisor; each starts the same stamped envd.
+    pub(crate) fn all() -> Result<[Self; 5]> {
         let native = stamped(native())?.bake()?;
         let systemd = stamped(Image::untouched(&Init::Systemd.base()?))?.bake()?;
         let named = |name, init: &str, program| Self {
@@ -51,6 +52,7 @@ impl Contender {
             named("c-floor", "c_floor", "/c_floor"),
             named("busybox-init", "busybox/init", "/busybox"),
             Self { name: "systemd", image: systemd, init: None, program: "/systemd" },
+            named("c-floor with a supervisor", SUPERVISED_FLOOR, "/c_floor"),
         ])
     }
 
@@ -147,7 +149,8 @@ fn stamped(image: Bake) -> Result<Bake> {
         .script(&format!("{FOLDER}/stamp-kill"), stamp.clone())
         .script("/usr/bin/envd.real", envd()?)
         .script("/usr/bin/envd", as_large_as_envd(stamp))
-        .script(&format!("{FOLDER}/c_floor"), peers::compiled("c_floor")?);
+        .script(&format!("{FOLDER}/c_floor"), peers::compiled("c_floor")?)
+        .link(&format!("{FOLDER}/{SUPERVISED_FLOOR}"), "c_floor");
     busybox_init(image)
 }
 

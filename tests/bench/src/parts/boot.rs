@@ -60,7 +60,8 @@ fn compare(contenders: &[Contender], boots: &[Vec<Boot>]) -> Vec<Row> {
     let exec_goal = |peer: usize| match contenders[peer].name {
         "c-floor" => Some(1.3),
         "systemd" => Some(0.03),
-        _ => Some(1.0),
+        "busybox-init" => Some(1.0),
+        _ => None,
     };
     let healthy_goal = |peer: usize| (contenders[peer].name == "c-floor").then_some(1.1);
     let exec = Subject::lower("boot.pid1_to_envd_exec", "ms");

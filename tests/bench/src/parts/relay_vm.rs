@@ -15,6 +15,8 @@ use crate::scene;
 use crate::turns::{self, each};
 
 const ROUNDS: usize = 5;
+/// For figures whose spread from round to round is larger than the distance between the relays.
+const CLOSE_ROUNDS: usize = 11;
 const BYTES: u64 = 64 << 20;
 const CONNECTS: usize = 200;
 const WORKERS: usize = 4;
@@ -99,7 +101,8 @@ impl Bed {
         let mut rows = Vec::new();
         for way in Way::BOTH {
             plan.say(&format!("relay, VM: throughput {}", way.suffix()));
-            let samples = turns::take(&relays, ROUNDS, |relay| self.door(relay).throughput(way, BYTES))?;
+            let samples =
+                turns::take(&relays, CLOSE_ROUNDS, |relay| self.door(relay).throughput(way, BYTES))?;
             let subject = Subject::higher(format!("relay.vm.throughput_{}", way.suffix()), "MB/s");
             rows.extend(subject.beside(&names(&relays), &samples, &goals));
         }
@@ -121,7 +124,7 @@ impl Bed {
         for (size, name) in [(64, "64b"), (8192, "8kib")] {
             plan.say(&format!("relay, VM: round trip {name}"));
             let samples =
-                turns::take(&relays, ROUNDS, |relay| self.door(relay).round_trips(size, ROUND_TRIPS))?;
+                turns::take(&relays, CLOSE_ROUNDS, |relay| self.door(relay).round_trips(size, ROUND_TRIPS))?;
             let p50: Vec<_> = samples.iter().map(|of| each(of, |spread| spread.p50)).collect();
             let subject = Subject::lower(format!("relay.vm.rtt_p50_{name}"), "µs");
             rows.extend(subject.beside(&names(&relays), &p50, &[Some(0.9), None, None]));
