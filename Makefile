@@ -89,7 +89,7 @@ units: build stand-in ## boot Debian's nginx, postgresql, redis, sshd, chrony, c
 	@scripts/as-root cargo test --profile host --workspace --test units_vm -- --ignored
 
 fuzz: ## drive every parser with hostile input [ONLY=name] [COUNT=n]
-	@scripts/setup build
+	@scripts/setup build fuzz
 	@scripts/fuzz
 
 lint: ## check format, lints, scripts and dependencies
