@@ -121,14 +121,22 @@ fn file_systems(vm: &Vm) {
     let options = sh(vm, "findmnt -no OPTIONS /sys/fs/cgroup");
     assert!(options.contains("nsdelegate") && options.contains("memory_recursiveprot"), "{options}");
     assert_eq!(sh(vm, "readlink /dev/fd /dev/stdin"), "/proc/self/fd\n/proc/self/fd/0");
-    for (kind, path) in
-        [("mqueue", "/dev/mqueue"), ("hugetlbfs", "/dev/hugepages"), ("tracefs", "/sys/kernel/tracing")]
-    {
+    for (kind, path) in [
+        ("mqueue", "/dev/mqueue"),
+        ("hugetlbfs", "/dev/hugepages"),
+        ("tracefs", "/sys/kernel/tracing"),
+        ("fusectl", "/sys/fs/fuse/connections"),
+    ] {
         let wanted = sh(vm, &format!("grep -qw {kind} /proc/filesystems && echo {kind} || true"));
         assert_eq!(sh(vm, &format!("findmnt -no FSTYPE {path} || true")), wanted, "{path}");
     }
-    let fuse = sh(vm, "[ ! -e /dev/fuse ] || stat -c %a /dev/fuse");
-    assert!(fuse.is_empty() || fuse == "666", "{fuse}");
+    let for_all = "for d in /dev/fuse /dev/net/tun /dev/vsock; do [ ! -e $d ] || stat -c '%a %n' $d; done | grep -v ^666";
+    assert_eq!(sh(vm, &format!("{for_all} || true")), "", "any user may open them");
+    // Programs of users put their locks there, as under Debian's own init.
+    assert_eq!(
+        sh(vm, "sudo -u user touch /var/lock/a && stat -fc %T /run/lock && stat -c %a /run/lock"),
+        "tmpfs\n1777"
+    );
     assert_eq!(
         sh(vm, "findmnt -no FSTYPE /tmp || echo root"),
         "root",
@@ -198,6 +206,12 @@ fn what_children_see(vm: &Vm) {
     assert_eq!(sh(vm, signals), "SigBlk:0000000000000000\nSigIgn:0000000000000000");
     assert_eq!(sh(vm, "ls /proc/$(pgrep -u nobody sleep)/fd | tr '\\n' ' '").trim(), "0 1 2");
     assert_eq!(sh(vm, "pidof envd | wc -w"), "1");
+    // What names no limit has what a unit has under systemd: `sudo`, `su` and cron take PID 1's.
+    assert_eq!(sh(vm, "sudo -u user bash -c 'ulimit -Sn; ulimit -Hn'"), "1024\n524288");
+    assert_eq!(
+        sh(vm, "grep 'Max open files' /proc/1/limits | tr -s ' '").trim(),
+        "Max open files 1024 524288 files"
+    );
     // Whatever else listened on TCP, envd would publish by a socat.
     let listeners = "grep -hE '^ *[0-9]+: [^ ]+ [^ ]+ 0A ' /proc/net/tcp /proc/net/tcp6 | sed 's/.*:C33F 0.*/envd/' | sort -u";
     assert_eq!(sh(vm, listeners), "envd", "port 49983 alone");

@@ -54,7 +54,7 @@ pub(super) const STEPS: [Step; 17] = [
     ("further mounts", |machine| machine.set_up("further mounts", |_| mounts::later())),
     ("machine-id", |machine| machine.set_up("machine-id", |_| setup::names::machine_id(Path::new("/")))),
     ("names", |machine| machine.set_up("names", names)),
-    ("fuse", |machine| machine.set_up("fuse", |_| setup::fuse())),
+    ("devices", |machine| machine.set_up("devices", |_| setup::devices())),
     ("random", |machine| machine.set_up("random", |_| setup::random::seed())),
     ("clock", |machine| machine.set_up("clock", clock)),
     // They read the settings, the names and the identity of above as they start.
@@ -92,6 +92,8 @@ pub(super) fn boot(faults: &Faults) -> Machine {
         super::guarded("ending the last run", || after_a_fault(&mut machine, faults));
     }
     machine.stages.step("cgroups", || cgroups::first(&machine.tree));
+    let warnings = super::guarded("the limits", setup::limits).unwrap_or_default();
+    machine.stages.warn_all(warnings);
     machine.start_envd();
     machine
 }

@@ -52,7 +52,10 @@ const NEEDED: [Entry; 4] = [
 ];
 
 /// While envd starts; a kernel that lacks one lacks it silently.
-const LATER: [Entry; 6] = [
+const LATER: [Entry; 8] = [
+    // Debian's place for locks of everybody's programs; bounded, so that it does not use up /run.
+    optional("tmpfs", "/run/lock", SAFE, "mode=1777,size=5120k"),
+    optional("fusectl", "/sys/fs/fuse/connections", SAFE, ""),
     optional("mqueue", "/dev/mqueue", SAFE, ""),
     optional("hugetlbfs", "/dev/hugepages", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), ""),
     optional("debugfs", "/sys/kernel/debug", SAFE, ""),
