@@ -22,8 +22,11 @@ pub fn run(arguments: &[String]) -> i32 {
     let Some(part) = part else { return usage() };
     let mut problems = if part == Part::Tmp { Vec::new() } else { accounts(&root) };
     let boot = true;
-    problems.extend(super::run(&Options { root, part, boot }).iter().map(ToString::to_string));
-    say(&problems)
+    let of_lines = super::run(&Options { root, part, boot });
+    let is_complete = problems.is_empty() && of_lines.iter().all(|problem| problem.harmless);
+    problems.extend(of_lines.iter().map(ToString::to_string));
+    say(&problems);
+    if is_complete { 0 } else { INCOMPLETE }
 }
 
 fn part_of(word: &str) -> Option<Part> {
@@ -37,7 +40,10 @@ fn part_of(word: &str) -> Option<Part> {
 
 /// `sysusers [--root DIR]`
 pub fn run_sysusers(arguments: &[String]) -> i32 {
-    root(arguments).map_or_else(usage, |root| say(&accounts(&root)))
+    let Some(root) = root(arguments) else { return usage() };
+    let problems = accounts(&root);
+    say(&problems);
+    if problems.is_empty() { 0 } else { INCOMPLETE }
 }
 
 fn root(arguments: &[String]) -> Option<PathBuf> {
@@ -68,12 +74,11 @@ fn accounts(root: &Path) -> Vec<String> {
     }
 }
 
-fn say(problems: &[String]) -> i32 {
+fn say(problems: &[String]) {
     for problem in problems.iter().take(MOST_SAID) {
         eprintln!("<4>{problem}");
     }
     if problems.len() > MOST_SAID {
         eprintln!("<4>and {} more", problems.len() - MOST_SAID);
     }
-    if problems.is_empty() { 0 } else { INCOMPLETE }
 }

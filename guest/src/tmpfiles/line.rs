@@ -44,11 +44,15 @@ impl Kind {
         }
     }
 
-    /// Says what a path is; two such lines for one path contradict each other, while adjustments add up.
+    /// Says what a path is; two such lines for one path contradict each other, while adjustments add up, and what is
+    /// kept from a cleaning concerns nobody where nothing is cleaned.
     pub fn owns(self) -> bool {
         !matches!(
             self,
-            Self::Adjust { .. } | Self::Write { .. } | Self::Other('t' | 'T' | 'h' | 'H' | 'a' | 'A')
+            Self::Adjust { .. }
+                | Self::Write { .. }
+                | Self::Ignore
+                | Self::Other('t' | 'T' | 'h' | 'H' | 'a' | 'A')
         )
     }
 }
@@ -146,7 +150,8 @@ fn typed(word: &str) -> Result<Line, Error> {
     }
     let plus = modifiers.contains('+');
     let kind = match letter {
-        _ if modifiers.contains(['~', '$']) => Kind::Other(letter),
+        // `$` marks what a purge takes away; at boot it is a line like any other.
+        _ if modifiers.contains('~') => Kind::Other(letter),
         'f' => Kind::File { truncate: plus },
         'F' => Kind::File { truncate: true },
         'w' => Kind::Write { append: plus },
@@ -238,6 +243,14 @@ mod tests {
         assert!(root.may_fail && root.mode.unwrap().only_new && root.group.unwrap().only_new);
         assert!(!root.user.unwrap().only_new);
         assert_eq!(line("Z %t/log ~2750 root adm").unwrap().mode.unwrap().bits, 0o2750);
+    }
+
+    /// Debian 13 marks folders of systemd's so: left undone, each boot ended with a failed `tmpfiles` and eight lines of it.
+    #[test]
+    fn what_a_purge_would_take_is_made_at_boot_all_the_same() {
+        assert_eq!(line("d$ /run/systemd/seats 0755 root root -").unwrap().kind, Kind::Dir { empty: false });
+        assert_eq!(line("L$ /var/log/README - - - - ../x").unwrap().kind, Kind::Link { replace: false });
+        assert_eq!(line("f~ /run/x - - - - eAo=").unwrap().kind, Kind::Other('f'));
     }
 
     #[test]

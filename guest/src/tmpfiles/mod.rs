@@ -94,6 +94,8 @@ pub struct Options {
 pub struct Problem {
     pub origin: Origin,
     pub text: String,
+    /// Worth a word, and no failure of the whole.
+    pub harmless: bool,
 }
 
 impl fmt::Display for Problem {
@@ -127,7 +129,11 @@ pub fn run(options: &Options) -> Vec<Problem> {
 }
 
 fn problem(entry: &Entry, error: &Error) -> Option<Problem> {
-    (!entry.line.may_fail).then(|| Problem { origin: entry.origin.clone(), text: error.to_string() })
+    (!entry.line.may_fail).then(|| Problem {
+        origin: entry.origin.clone(),
+        text: error.to_string(),
+        harmless: false,
+    })
 }
 
 /// `path` itself or something in it.

@@ -51,9 +51,11 @@ impl Reader<'_> {
         let text = match fs::read(file) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) => {
-                return self
-                    .problems
-                    .push(Problem { origin: origin(0), text: format!("cannot be read: {error}") });
+                return self.problems.push(Problem {
+                    origin: origin(0),
+                    text: format!("cannot be read: {error}"),
+                    harmless: false,
+                });
             }
         };
         for (index, text) in text.lines().enumerate() {
@@ -66,6 +68,7 @@ impl Reader<'_> {
                     self.problems.push(Problem {
                         origin: origin(index + 1),
                         text: format!("not understood: {error}"),
+                        harmless: false,
                     });
                 }
             }
@@ -95,7 +98,7 @@ impl Reader<'_> {
         let Origin { file, number } = &first.origin;
         let text =
             format!("passed over: {}:{number} has already said what {} is", file.display(), entry.line.path);
-        self.problems.push(Problem { origin: entry.origin.clone(), text });
+        self.problems.push(Problem { origin: entry.origin.clone(), text, harmless: true });
     }
 }
 
@@ -150,6 +153,16 @@ mod tests {
         fs::remove_dir_all(folder).unwrap();
     }
 
+    /// systemd 260 says in two lines of one file that X's locks are removed at boot and kept later.
+    #[test]
+    fn what_is_kept_from_being_cleaned_away_contradicts_nothing() {
+        let (folder, files) = write("kept", &[("x11.conf", "r! /tmp/.X[0-9]*-lock\nx /tmp/.X[0-9]*-lock\n")]);
+        let (entries, problems) = read(&files, true, &specifier::fixed);
+        assert_eq!(listed(&entries)[0], "r /tmp/.X[0-9]*-lock");
+        assert!(problems.is_empty(), "{problems:?}");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
     #[test]
     fn the_first_line_for_a_path_counts_and_others_are_said_unless_they_are_the_same() {
         let first = "d /run/lock 1777\nd! /run/x 0700\nbogus\n";
@@ -165,6 +178,8 @@ mod tests {
             "{said:?}"
         );
         assert_eq!(said.len(), 3);
+        // Debian 13 does so itself (/run/lock): it is said, and the boot's `tmpfiles` has not failed for it.
+        assert_eq!(problems.iter().map(|problem| problem.harmless).collect::<Vec<_>>(), [false, true, true]);
         let (later, _) = read(&files, false, &specifier::fixed);
         assert_eq!(later[1].line.mode.unwrap().bits, 0o755, "a line for boot alone is out of the way later");
         fs::remove_dir_all(folder).unwrap();
