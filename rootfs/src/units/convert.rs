@@ -6,6 +6,7 @@
 use super::{
     Report, Verdict,
     command::{self, Exec},
+    condition::{self, Judged},
     enabled::Units,
     known,
     section::{Section, is_yes},
@@ -144,11 +145,16 @@ pub(super) fn judge(
     if let Some(service) = known::shipped_for(name) {
         return Ok(Some(Verdict::Shipped { service: service.to_owned() }));
     }
-    if let Some(how) = known::covered(name) {
+    if let Some(how) =
+        known::covered(name).map_or_else(|| known::covered_here(files, name), |how| Ok(Some(how)))?
+    {
         return Ok(Some(Verdict::Covered { how: how.to_owned() }));
     }
     if let Some(why) = known::lost(name) {
         return Ok(Some(Verdict::Lost { why: why.to_owned() }));
+    }
+    if known::is_systemds_own(files, name)? {
+        return Ok(Some(Verdict::Covered { how: known::NOTHING.to_owned() }));
     }
     let why = match kind {
         "service" => return service(files, enabled, name, definitions).map(Some),
@@ -351,31 +357,20 @@ impl<F: Files> Conversion<'_, F> {
 
     /// What holds when the image is baked and could change goes into `only_if`.
     fn condition(&mut self, line: &Line, value: &str) -> Result<Step, Error> {
-        if value.starts_with('|') {
-            return Ok(Err(lost(line, "alternatives have no counterpart")));
-        }
-        let (path, negated) = value.strip_prefix('!').map_or((value, false), |path| (path, true));
-        let about_path = line.key.ends_with("PathExists")
-            || line.key.ends_with("PathIsDirectory")
-            || line.key.ends_with("FileIsExecutable")
-            || line.key.ends_with("FileNotEmpty")
-            || line.key.ends_with("DirectoryNotEmpty");
-        if line.key.ends_with("NeedsUpdate") || line.key.ends_with("FirstBoot") {
-            return Ok(Err(Stop::Covered(format!("{}={value}: never so in a sandbox", line.key))));
-        }
-        if !about_path {
-            return Ok(Err(lost(line, "it cannot be judged when an image is baked")));
-        }
-        let exists = self.files.exists(path)?;
-        if negated && exists {
-            return Ok(Err(Stop::Covered(format!("{}={value}: it would not start either", line.key))));
-        }
-        if negated {
-            self.dropped.push(format!("{}={value}: holds now, and is not asked again", line.key));
-        } else {
-            self.made.only_if.push(path.to_owned());
-        }
-        Ok(Ok(()))
+        let said = |how: &str| format!("{}={value}: {how}", line.key);
+        Ok(match condition::judge(self.files, &line.key, value)? {
+            Judged::Holds => Ok(()),
+            Judged::HoldsNow => {
+                self.dropped.push(said("holds now, and is not asked again"));
+                Ok(())
+            }
+            Judged::Asked(path) => {
+                self.made.only_if.push(path);
+                Ok(())
+            }
+            Judged::Never(why) => Err(Stop::Covered(said(why))),
+            Judged::Unknown(why) => Err(lost(line, why)),
+        })
     }
 
     /// A condition that does not hold in this image. Nothing is lost in a unit that would not start under systemd either.
@@ -443,7 +438,7 @@ impl<F: Files> Conversion<'_, F> {
         });
         match kind {
             "simple" | "exec" | "idle" => Ok(()),
-            "notify" => {
+            "notify" | "notify-reload" => {
                 self.made.keys.insert("readiness", "\"notify\"".into());
                 Ok(())
             }

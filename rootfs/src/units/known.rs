@@ -43,6 +43,47 @@ pub(super) fn covered(name: &str) -> Option<&'static str> {
     COVERED.iter().find(|(pattern, _)| matches(pattern, name)).map(|(_, how)| *how)
 }
 
+/// Units that this image does without, whatever another one would lose with them.
+pub(super) fn covered_here(files: &impl Files, name: &str) -> Result<Option<&'static str>, Error> {
+    let how = match name {
+        "tmp.mount" => {
+            let is_the_owners = unit::find(files, name)?.is_some_and(|path| path.starts_with("/etc/"));
+            (!is_the_owners).then_some("/tmp stays a folder of the root filesystem")
+        }
+        "systemd-resolved.service" => {
+            (!leads_to_resolved(files)?).then_some("/etc/resolv.conf names its servers by itself")
+        }
+        _ => None,
+    };
+    Ok(how)
+}
+
+/// Whether systemd's package pulls the unit in by itself: a step of its own boot, or a socket on which its own tools ask.
+/// Each release brings more of them. What an owner wants of systemd is enabled below /etc.
+pub(super) fn is_systemds_own(files: &impl Files, name: &str) -> Result<bool, Error> {
+    const OWNERS: &str = "/etc/systemd/system";
+    if !name.starts_with("systemd-") || unit::find(files, name)?.is_none_or(|path| path.starts_with("/etc/"))
+    {
+        return Ok(false);
+    }
+    for folder in files.names(OWNERS)? {
+        let pulls = folder.ends_with(".wants") || folder.ends_with(".requires");
+        if pulls && files.names(&format!("{OWNERS}/{folder}"))?.iter().any(|link| link == name) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether names cannot be looked up without systemd-resolved.
+fn leads_to_resolved(files: &impl Files) -> Result<bool, Error> {
+    const FILE: &str = "/etc/resolv.conf";
+    if files.link(FILE)?.is_some_and(|target| target.contains("run/systemd/resolve/")) {
+        return Ok(true);
+    }
+    Ok(files.text(FILE)?.is_some_and(|text| text.contains("127.0.0.53")))
+}
+
 fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         Some((begin, end)) => {
@@ -52,7 +93,7 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-const NOTHING: &str = "means nothing without systemd";
+pub(super) const NOTHING: &str = "means nothing without systemd";
 const UPKEEP: &str = "upkeep of packages; bake a new image instead";
 
 /// Generators that write nothing a sandbox needs, unless a file is there.
@@ -61,7 +102,9 @@ const HARMLESS_GENERATORS: &[(&str, &str)] =
 
 pub(super) fn is_harmless_generator(files: &impl Files, name: &str) -> Result<bool, Error> {
     let known = HARMLESS_GENERATORS.iter().find(|(generator, _)| *generator == name);
-    known.map_or(Ok(false), |(_, file)| Ok(!files.exists(file)?))
+    // Ubuntu's tells ssh.socket the ports of sshd_config; our sshd reads that file itself.
+    let is_of_sshd = name == "sshd-socket-generator";
+    known.map_or(Ok(is_of_sshd), |(_, file)| Ok(!files.exists(file)?))
 }
 
 const COVERED: &[(&str, &str)] = &[
@@ -106,7 +149,12 @@ const COVERED: &[(&str, &str)] = &[
     ("keyboard-setup.service", "sandboxes have no screen"),
     ("systemd-update-*", NOTHING),
     ("systemd-firstboot.service", NOTHING),
-    ("systemd-pcrphase*", NOTHING),
+    // Measured boot: what a TPM would be told, and its keys.
+    ("systemd-pcr*", NOTHING),
+    ("systemd-tpm2-*", NOTHING),
+    ("systemd-sysext*", "images of extensions are not merged; put their files into the image"),
+    ("systemd-confext*", "images of extensions are not merged; put their files into the image"),
+    ("systemd-hibernate-*", "sandboxes do not hibernate"),
     ("systemd-pstore.service", NOTHING),
     ("systemd-repart.service", NOTHING),
     ("systemd-growfs*", NOTHING),

@@ -6,6 +6,7 @@
 //! without consequence for what runs is dropped and said.
 
 mod command;
+mod condition;
 mod convert;
 mod enabled;
 mod known;

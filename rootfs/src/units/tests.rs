@@ -142,7 +142,7 @@ fn what_would_be_guessed_is_lost_and_says_why() {
         assert!(said.contains(why), "{unit}: {said}");
     }
     assert!(
-        lost("[Unit]\nConditionVirtualization=vm\n[Service]\nExecStart=/usr/bin/web\n")
+        lost("[Unit]\nConditionKernelCommandLine=word\n[Service]\nExecStart=/usr/bin/web\n")
             .contains("cannot be judged")
     );
 }
@@ -247,4 +247,56 @@ fn what_the_platforms_own_packages_enable_is_not_lost() {
     assert_eq!(survey.lost().map(|report| report.unit.as_str()).collect::<Vec<_>>(), [""; 0]);
     let with_key = super::survey(&files.file("/etc/krb5.keytab", "")).unwrap();
     assert_eq!(with_key.lost().map(|report| report.unit.as_str()).collect::<Vec<_>>(), ["rpc-gssd.service"]);
+}
+
+/// A unit that the package itself pulls in.
+fn of_systemd(files: FakeFiles, name: &str, text: &str) -> FakeFiles {
+    let folder = "/usr/lib/systemd/system";
+    files
+        .file(&format!("{folder}/{name}"), text)
+        .to(&format!("{folder}/basic.target.wants/{name}"), &format!("../{name}"))
+}
+
+/// Debian 13 and Ubuntu 24.04 pull these in whatever a template installs: no image of theirs could be baked without
+/// accepting a loss.
+#[test]
+fn what_newer_systemds_enable_by_themselves_is_not_lost() {
+    let mut files =
+        image().to("/etc/resolv.conf", "/etc/servers").file("/etc/servers", "nameserver 8.8.8.8\n");
+    for socket in ["creds", "hostnamed", "pcrextend", "pcrlock", "sysext", "not-yet-known"] {
+        files = of_systemd(files, &format!("systemd-{socket}.socket"), "[Socket]\nListenStream=/run/x\n");
+    }
+    let measured =
+        "[Unit]\nConditionSecurity=measured-uki\n[Service]\nType=oneshot\nExecStart=/usr/bin/web\n";
+    for service in ["pcrmachine", "tpm2-setup", "tpm2-setup-early"] {
+        files = of_systemd(files, &format!("systemd-{service}.service"), measured);
+    }
+    files =
+        with(files, "systemd-hibernate-clear.service", "[Service]\nType=oneshot\nExecStart=/usr/bin/web\n");
+    files = with(files, "systemd-resolved.service", "[Service]\nExecStart=/usr/bin/web\n");
+    files = with(files, "tmp.mount", "[Mount]\nWhat=tmpfs\n");
+    files = files.file("/usr/lib/systemd/system-generators/sshd-socket-generator", "");
+    let survey = survey(&files).unwrap();
+    assert_eq!(survey.lost().map(|report| report.unit.as_str()).collect::<Vec<_>>(), [""; 0]);
+    assert!(survey.reports.iter().all(|report| matches!(report.verdict, Verdict::Covered { .. })));
+}
+
+#[test]
+fn a_tmp_of_the_owners_and_a_resolver_that_is_needed_are_lost() {
+    let files = with(image(), "systemd-resolved.service", "[Service]\nExecStart=/usr/bin/web\n");
+    let files = with(files, "systemd-oomd.socket", "[Socket]\n")
+        .to("/etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")
+        .file("/etc/systemd/system/tmp.mount", "[Mount]\n")
+        .to(&format!("{WANTS}/tmp.mount"), "/etc/systemd/system/tmp.mount");
+    let survey = survey(&files).unwrap();
+    let lost: Vec<&str> = survey.lost().map(|report| report.unit.as_str()).collect();
+    assert_eq!(lost, ["systemd-oomd.socket", "systemd-resolved.service", "tmp.mount"]);
+}
+
+#[test]
+fn a_service_that_notifies_of_reloads_too_is_ready_when_it_says_so() {
+    let unit =
+        "[Unit]\nConditionVirtualization=!container\n[Service]\nType=notify-reload\nExecStart=/usr/bin/web\n";
+    let survey = survey(&with(image(), "web.service", unit)).unwrap();
+    assert_eq!(service(&survey, "web").readiness, guest::service::Readiness::Notify);
 }
