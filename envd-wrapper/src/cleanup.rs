@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::Path;
 
-use guest::cgroup::{self, Tree};
+use guest::cgroup::{self, MemoryCounters, Tree};
 use nix::sys::signal::Signal;
 
 /// envd's port forwards.
@@ -23,9 +23,10 @@ const OWN_GROUPS: [&str; 3] = [cgroup::ENVD, "envd.service", "openrc.envd"];
 #[derive(Debug, Default)]
 pub(crate) struct Home {
     /// Below the root of cgroup2; `None` where there is no cgroup2.
-    pub(crate) group: Option<String>,
+    group: Option<String>,
     /// Nobody is in it but envd, its helpers, ourselves and those above us.
     own: bool,
+    memory: Option<MemoryCounters>,
 }
 
 impl Home {
@@ -37,7 +38,13 @@ impl Home {
         };
         let name = group.as_deref().and_then(|group| Path::new(group).file_name());
         let own = chosen.is_some() || name.is_some_and(|name| OWN_GROUPS.iter().any(|own| name == *own));
-        Self { group, own }
+        Self { group, own, memory: None }
+    }
+
+    /// Opened at the first call, and held.
+    pub(crate) fn memory(&mut self) -> Option<&MemoryCounters> {
+        let group = self.group.as_deref()?;
+        Some(self.memory.get_or_insert_with(|| Tree::default().memory_counters(group)))
     }
 
     /// envd's helpers: everybody in its cgroup but ourselves and our ancestors (a supervisor that runs us there).
@@ -149,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_cgroup_that_is_not_envds_is_left_alone() {
-        let login = Home { group: Some("user.slice/session-1.scope".to_owned()), own: false };
+        let login = Home { group: Some("user.slice/session-1.scope".to_owned()), own: false, memory: None };
         assert_eq!(login.helpers(&Tree::default()), Vec::<i32>::new());
         assert!(!Home::find(None).own, "tests do not run in envd's cgroup");
     }

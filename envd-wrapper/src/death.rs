@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use guest::cgroup::Tree;
+use guest::cgroup::MemoryCounters;
 use guest::clock::{Moment, Seconds};
 use guest::control::ExitReport;
 use guest::sys::Reaped;
@@ -18,8 +18,8 @@ pub(crate) struct Before {
 }
 
 /// Reads the counters.
-pub(crate) fn before(home: &Home) -> Before {
-    Before { oom_kills: home.group.as_deref().and_then(|group| Tree::default().oom_kills(group)) }
+pub(crate) fn before(home: &mut Home) -> Before {
+    Before { oom_kills: home.memory().and_then(MemoryCounters::oom_kills) }
 }
 
 /// What is known of the life that ended.
@@ -35,10 +35,9 @@ pub(crate) struct Life {
 }
 
 /// Puts it all together.
-pub(crate) fn report(end: Reaped, life: Life, home: &Home) -> ExitReport {
-    let group = home.group.as_deref();
-    let tree = Tree::default();
-    let kills = group.and_then(|group| tree.oom_kills(group));
+pub(crate) fn report(end: Reaped, life: Life, home: &mut Home) -> ExitReport {
+    let memory = home.memory();
+    let kills = memory.and_then(MemoryCounters::oom_kills);
     ExitReport {
         service: "envd".to_owned(),
         pid: end.pid,
@@ -48,7 +47,7 @@ pub(crate) fn report(end: Reaped, life: Life, home: &Home) -> ExitReport {
         oom: end.by_signal && end.status == SIGKILL && kills > life.before.oom_kills,
         uptime_ms: life.ended.saturating_sub(life.started).as_millis() as u64,
         restarts: life.restarts,
-        peak_memory_bytes: group.and_then(|group| tree.memory_peak(group)),
+        peak_memory_bytes: memory.and_then(MemoryCounters::peak),
         reason: life.reason,
         last_lines: life.last_lines,
         at_ns: life.ended.as_nanos() as u64,
@@ -88,7 +87,7 @@ mod tests {
             last_lines: Vec::new(),
         };
         let end = Reaped { pid: 57, status, by_signal, core: false };
-        describe(&report(end, life, &Home::default()))
+        describe(&report(end, life, &mut Home::default()))
     }
 
     #[test]

@@ -12,6 +12,7 @@
 use std::{
     fs, io,
     io::Write as _,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
@@ -31,6 +32,8 @@ pub const SLICE: &str = "system.slice";
 /// Each is switched on alone: one that the kernel lacks must not take the others with it.
 pub const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 
+/// No file of counters is larger.
+const COUNTERS_SIZE: usize = 512;
 /// Processes that are held open at a time.
 const AT_ONCE: usize = 64;
 /// Levels of cgroups below a service's own that are taken away with it.
@@ -187,17 +190,70 @@ impl Tree {
     }
 
     pub fn memory_peak(&self, group: &str) -> Option<u64> {
-        self.number(group, "memory.peak")
+        self.memory_counters(group).peak()
     }
 
     /// How often the OOM killer took somebody of `group` or below.
     pub fn oom_kills(&self, group: &str) -> Option<u64> {
-        let text = fs::read_to_string(self.path(group).join("memory.events")).ok()?;
-        text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+        self.memory_counters(group).oom_kills()
+    }
+
+    /// Opens the counters of `group`'s memory.
+    pub fn memory_counters(&self, group: &str) -> MemoryCounters {
+        let open = |file| Counter::open(self.path(group).join(file));
+        MemoryCounters { events: open("memory.events"), peak: open("memory.peak") }
     }
 
     fn number(&self, group: &str, file: &str) -> Option<u64> {
         fs::read_to_string(self.path(group).join(file)).ok()?.trim().parse().ok()
+    }
+}
+
+/// Counters of one cgroup's memory, held open: whoever is inside when it runs out of memory can open nothing until it is over.
+#[derive(Debug)]
+pub struct MemoryCounters {
+    events: Counter,
+    peak: Counter,
+}
+
+impl MemoryCounters {
+    /// How often the OOM killer took somebody of the cgroup or below.
+    pub fn oom_kills(&self) -> Option<u64> {
+        let text = self.events.read()?;
+        text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+    }
+
+    /// The most it has held since it was made, in bytes.
+    pub fn peak(&self) -> Option<u64> {
+        self.peak.read()?.trim().parse().ok()
+    }
+}
+
+#[derive(Debug)]
+struct Counter {
+    path: PathBuf,
+    /// `None`: the cgroup or its memory controller was not there yet.
+    held: Option<fs::File>,
+}
+
+impl Counter {
+    /// Reads once, which is when the kernel takes the memory that a reading needs.
+    fn open(path: PathBuf) -> Self {
+        let held = fs::File::open(&path).ok();
+        let counter = Self { path, held };
+        counter.read_held();
+        counter
+    }
+
+    /// A cgroup that was made anew is another one to what is held.
+    fn read(&self) -> Option<String> {
+        self.read_held().or_else(|| fs::read_to_string(&self.path).ok())
+    }
+
+    fn read_held(&self) -> Option<String> {
+        let mut bytes = [0; COUNTERS_SIZE];
+        let length = self.held.as_ref()?.read_at(&mut bytes, 0).ok()?;
+        std::str::from_utf8(&bytes[..length]).ok().map(str::to_owned)
     }
 }
 
@@ -310,5 +366,19 @@ mod tests {
             .unwrap();
         assert_eq!(tree.oom_kills("a"), Some(2));
         assert_eq!(tree.oom_kills("b"), None);
+    }
+
+    /// In a cgroup without memory `open` fails; and a cgroup that comes later is not missed.
+    #[test]
+    fn counters_that_are_held_need_no_open_and_those_that_were_missing_are_looked_for_again() {
+        let (dir, tree) = tree_with(&["a/memory.events"]);
+        let (held, missing) = (tree.memory_counters("a"), tree.memory_counters("b"));
+        fs::write(dir.path().join("a/memory.events"), "oom_kill 3\n").unwrap();
+        fs::remove_file(dir.path().join("a/memory.events")).unwrap();
+        assert_eq!(held.oom_kills(), Some(3));
+        assert_eq!((missing.oom_kills(), missing.peak()), (None, None));
+        fs::create_dir(dir.path().join("b")).unwrap();
+        fs::write(dir.path().join("b/memory.peak"), "4096\n").unwrap();
+        assert_eq!(missing.peak(), Some(4096));
     }
 }

@@ -65,7 +65,7 @@ fn an_out_of_memory_kill_is_told_from_others(vm: &Vm) {
     let group = "/sys/fs/cgroup/envd/memory.max";
     let said = detached(
         vm,
-        &format!("echo 0 >/proc/$(pidof envd)/oom_score_adj; echo 128K >{group}; sleep 1; echo max >{group}"),
+        &format!("echo 0 >/proc/$(pidof envd)/oom_score_adj; echo 128K >{group}; sleep 2; echo max >{group}"),
     );
     said.unwrap();
     let line = vm.console().wait_after(mark, r#"envd-init: exit \{"service":"envd""#).unwrap();

@@ -84,7 +84,7 @@ impl Supervisor {
             stdout: spawned.stdout.map(Stream::new),
             stderr: spawned.stderr.map(Stream::new),
             last: LastLines::default(),
-            before: death::before(&self.home),
+            before: death::before(&mut self.home),
         };
         let watch = |descriptor, token| {
             if let Err(error) = self.reactor.add(descriptor, token, Interest::Read) {
@@ -201,7 +201,7 @@ impl Supervisor {
 
     pub(super) fn tell_death(&mut self) {
         let Some(Untold { end, life, ended }) = self.untold.take() else { return };
-        let report = death::report(end, life, &self.home);
+        let report = death::report(end, life, &mut self.home);
         if self.stopping {
             info!("{}", death::describe(&report));
         } else {
