@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use crate::{
     ext4::{self, Image},
-    goversion,
+    goversion, hash,
     layout::Layout,
     manifest::Manifest,
     outcome::ImageFacts,
-    revert, tree,
+    revert,
 };
 
 #[derive(Debug, Serialize)]
@@ -69,7 +69,7 @@ fn envd(image: &Image, path: &str) -> Result<EnvdFacts, ext4::Error> {
     let inode = image.locate(path.as_bytes())?.inode;
     let bytes = image.contents(&inode)?;
     let go = goversion::read(&bytes);
-    Ok(EnvdFacts { path: path.to_owned(), sha256: tree::sha256(image, &inode)?, bytes: inode.size, go })
+    Ok(EnvdFacts { path: path.to_owned(), sha256: hash::sha256(&bytes), bytes: inode.size, go })
 }
 
 pub fn text(facts: &Facts) -> String {

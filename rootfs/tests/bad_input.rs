@@ -154,6 +154,20 @@ fn links_that_loop_or_dangle_and_things_in_the_way() {
     }
 }
 
+/// A link's target is read into memory, for each link of an image: of any length it must not be.
+#[test]
+fn a_link_longer_than_any_that_can_be_made() {
+    let bench = Bench::new();
+    let image = base_with(&bench, &[link("./long", "x".repeat(80))]);
+    let grown =
+        tool("debugfs").args(["-w", "-R", "set_inode_field /long size 200000000"]).arg(&image).output();
+    assert!(grown.expect("debugfs runs").status.success());
+    let output = bench.rootfs().arg("diff").args([&image, &image]).output().expect("runs");
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(7), "{said}");
+    assert!(said.contains("is a link of 200000000 bytes"), "{said}");
+}
+
 #[test]
 fn programs_that_would_not_run_in_the_guest() {
     let bench = Bench::new();

@@ -10,6 +10,8 @@ const EXTENT_MAGIC: u16 = 0xf30a;
 const MAX_WRITTEN_EXTENT: u32 = 32768;
 /// As deep as the kernel follows a tree of extents.
 const MAX_EXTENT_DEPTH: u16 = 5;
+/// No longer target can be followed by the kernel (PATH_MAX), nor made.
+const MAX_LINK: u64 = 4096;
 /// Contents are handed on in pieces of at most this many bytes.
 const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -104,6 +106,9 @@ impl Inode {
 
     pub(super) fn require_modest(&self) -> Result<()> {
         let (ino, size) = (self.ino, self.size);
+        if self.kind == Kind::Link && size > MAX_LINK {
+            return Err(Error::Damaged(format!("inode {ino} is a link of {size} bytes")));
+        }
         if size > MAX_CONTENTS { Err(Error::TooLarge { ino, size }) } else { Ok(()) }
     }
 
