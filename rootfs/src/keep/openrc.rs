@@ -5,6 +5,9 @@ use super::{files::Files, merge::Merge, merge::Remark, unit::Line};
 use crate::ext4::Error;
 
 const SCRIPT: &str = "/etc/init.d/envd";
+/// From this version on OpenRC mounts cgroup2 at /sys/fs/cgroup unless it is told otherwise.
+const UNIFIED_SINCE: (u32, u32) = (0, 51);
+const APK_INSTALLED: [&str; 2] = ["/lib/apk/db/installed", "/usr/lib/apk/db/installed"];
 const SETTINGS: [&str; 2] = ["/etc/rc.conf", "/etc/conf.d/envd"];
 
 /// What becomes of the script's lines; `None` when the image has no such script.
@@ -105,12 +108,27 @@ pub(super) fn cgroup_warning(files: &impl Files) -> Result<Option<String>, Error
             "rc_cgroup_mode={other}: cgroup2 is not at /sys/fs/cgroup, so envd goes without cgroups and a pause cannot \
              freeze the guest; set rc_cgroup_mode=unified in /etc/rc.conf"
         )),
+        None if version(files)?.is_some_and(|version| version >= UNIFIED_SINCE) => None,
         None => Some(
             "rc_cgroup_mode is not set, and OpenRC before 0.51 then puts cgroup2 where envd does not look; set \
              rc_cgroup_mode=unified in /etc/rc.conf"
                 .to_owned(),
         ),
     })
+}
+
+/// Of the installed package, where apk keeps the books.
+fn version(files: &impl Files) -> Result<Option<(u32, u32)>, Error> {
+    for path in APK_INSTALLED {
+        let text = files.text(path)?.unwrap_or_default();
+        let package = text.split("\n\n").find(|package| package.lines().any(|line| line == "P:openrc"));
+        let version = package.and_then(|package| package.lines().find_map(|line| line.strip_prefix("V:")));
+        if let Some((major, rest)) = version.and_then(|version| version.split_once('.')) {
+            let minor = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+            return Ok(major.parse().ok().zip(minor.parse().ok()));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -153,5 +171,11 @@ mod tests {
         let overridden =
             files("rc_cgroup_mode=hybrid\n").file("/etc/rc.conf.d/a.conf", "rc_cgroup_mode=unified\n");
         assert_eq!(cgroup_warning(&overridden).unwrap(), None);
+        let installed = |version: &str| {
+            let packages = format!("P:musl\nV:1.2.5-r9\n\nP:openrc\nV:{version}\nA:x86_64\n\n");
+            cgroup_warning(&FakeFiles::default().file(APK_INSTALLED[0], &packages)).unwrap()
+        };
+        assert!(installed("0.63-r0").is_none());
+        assert!(installed("0.48.1-r2").is_some());
     }
 }

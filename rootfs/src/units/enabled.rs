@@ -164,7 +164,7 @@ fn sysv_scripts(files: &impl Files, found: &Units) -> Result<Vec<(String, String
 }
 
 /// Mounts that PID 1 does not make.
-fn fstab(files: &impl Files) -> Result<Vec<(String, String, String)>, Error> {
+pub(super) fn fstab(files: &impl Files) -> Result<Vec<(String, String, String)>, Error> {
     let text = files.text("/etc/fstab")?.unwrap_or_default();
     let mut lost = Vec::new();
     for line in text.lines() {

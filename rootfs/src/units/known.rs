@@ -84,7 +84,7 @@ fn leads_to_resolved(files: &impl Files) -> Result<bool, Error> {
     Ok(files.text(FILE)?.is_some_and(|text| text.contains("127.0.0.53")))
 }
 
-fn matches(pattern: &str, name: &str) -> bool {
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         Some((begin, end)) => {
             name.len() >= begin.len() + end.len() && name.starts_with(begin) && name.ends_with(end)

@@ -10,6 +10,7 @@ mod condition;
 mod convert;
 mod enabled;
 mod known;
+mod openrc;
 mod report;
 mod section;
 mod service;
@@ -92,10 +93,8 @@ pub fn survey(files: &impl Files) -> Result<Survey, Error> {
     let definitions = match init {
         crate::keep::Init::Systemd => systemd(files, &mut survey)?,
         crate::keep::Init::Native if saved_systemd()? => systemd(files, &mut survey)?,
-        crate::keep::Init::OpenRc { .. } => {
-            open_rc(files, &mut survey)?;
-            Vec::new()
-        }
+        crate::keep::Init::OpenRc { .. } => open_rc(files, &mut survey)?,
+        crate::keep::Init::Native if files.exists("/sbin/openrc")? => open_rc(files, &mut survey)?,
         _ => Vec::new(),
     };
     shipped(files, &mut survey, &definitions)?;
@@ -120,20 +119,12 @@ fn systemd(files: &impl Files, survey: &mut Survey) -> Result<Vec<Definition>, E
     Ok(definitions)
 }
 
-fn open_rc(files: &impl Files, survey: &mut Survey) -> Result<(), Error> {
-    for name in files.names("/etc/runlevels/default")? {
-        let verdict = match known::shipped_for(&format!("{name}.service")) {
-            Some(service) => Verdict::Shipped { service: service.to_owned() },
-            None if matches!(name.as_str(), "envd" | "envd-init-relay" | "local" | "netmount")
-                || name.starts_with("eth") =>
-            {
-                Verdict::Covered { how: "PID 1 starts it, or does the same".into() }
-            }
-            None => Verdict::Lost { why: "scripts of OpenRC are not run; write a file of services.d".into() },
-        };
-        survey.reports.push(Report { unit: name, by: "runlevel default".into(), verdict });
+fn open_rc(files: &impl Files, survey: &mut Survey) -> Result<Vec<Definition>, Error> {
+    survey.reports.extend(openrc::reports(files)?);
+    for (unit, by, why) in enabled::fstab(files)? {
+        survey.reports.push(Report { unit, by, verdict: Verdict::Lost { why } });
     }
-    Ok(())
+    Ok(Vec::new())
 }
 
 /// The shipped definitions, each unless the image's owner has turned its unit off.

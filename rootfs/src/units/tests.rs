@@ -300,3 +300,41 @@ fn a_service_that_notifies_of_reloads_too_is_ready_when_it_says_so() {
     let survey = survey(&with(image(), "web.service", unit)).unwrap();
     assert_eq!(service(&survey, "web").readiness, guest::service::Readiness::Notify);
 }
+
+fn openrc_image() -> FakeFiles {
+    let enabled = |files: FakeFiles, level: &str, name: &str| {
+        files.to(&format!("/etc/runlevels/{level}/{name}"), &format!("/etc/init.d/{name}"))
+    };
+    let files = FakeFiles::default().to("/sbin/init", "/sbin/openrc-init").file("/sbin/openrc-init", "");
+    let levels = [
+        ("sysinit", "devfs"),
+        ("boot", "hostname"),
+        ("boot", "syslog"),
+        ("default", "sshd"),
+        ("default", "local"),
+        ("boot", "sshd"),
+    ];
+    levels.into_iter().fold(files, |files, (level, name)| enabled(files, level, name))
+}
+
+/// What is in `boot` or `local.d`, and a mount of fstab, must not go without a word.
+#[test]
+fn openrc_services_of_every_runlevel_of_the_boot_are_judged_once() {
+    let found = survey(&openrc_image()).unwrap();
+    assert!(matches!(verdict(&found, "devfs"), Verdict::Covered { .. }));
+    assert!(matches!(verdict(&found, "hostname"), Verdict::Covered { .. }));
+    assert!(matches!(verdict(&found, "sshd"), Verdict::Shipped { .. }));
+    assert!(matches!(verdict(&found, "local"), Verdict::Covered { .. }));
+    assert_eq!(found.lost().map(|report| report.unit.as_str()).collect::<Vec<_>>(), ["syslog"]);
+    assert_eq!(found.reports.iter().filter(|report| report.unit == "sshd").count(), 1);
+
+    let more = openrc_image()
+        .file("/etc/local.d/mine.start", "#!/bin/sh\n")
+        .file("/etc/fstab", "/dev/vdb /data ext4 defaults 0 0\n/dev/cdrom /media/cdrom iso9660 noauto 0 0\n");
+    let found = survey(&more).unwrap();
+    assert_eq!(
+        found.lost().map(|report| report.unit.as_str()).collect::<Vec<_>>(),
+        ["local", "mount of /data", "syslog"]
+    );
+    assert!(matches!(verdict(&found, "local"), Verdict::Lost { why } if why.contains("mine.start")));
+}
