@@ -23,6 +23,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
     full: 50,
     brief: 3,
     wears_out: false,
+    waits: false,
     run: kills,
 }];
 

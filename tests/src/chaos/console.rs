@@ -17,6 +17,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
     full: 60,
     brief: 0,
     wears_out: false,
+    waits: false,
     run: blocked,
 }];
 

@@ -15,6 +15,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 10,
         brief: 0,
         wears_out: false,
+        waits: false,
         run: memory,
     },
     Scenario {
@@ -24,6 +25,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 3,
         brief: 0,
         wears_out: false,
+        waits: false,
         run: memory,
     },
     Scenario {
@@ -33,6 +35,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 3,
         brief: 0,
         wears_out: true,
+        waits: false,
         run: disk,
     },
 ];

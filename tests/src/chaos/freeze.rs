@@ -8,7 +8,7 @@ use crate::life;
 
 const fn scenario(name: &'static str, stage: Stage) -> Scenario {
     let about = "freeze over the hierarchy, calls over vsock meanwhile, and the platform's own audit";
-    Scenario { name, about, stage, full: 5, brief: 0, wears_out: false, run: freeze }
+    Scenario { name, about, stage, full: 5, brief: 0, wears_out: false, waits: false, run: freeze }
 }
 
 pub(super) const SCENARIOS: &[Scenario] = &[

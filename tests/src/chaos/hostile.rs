@@ -10,7 +10,7 @@ use crate::{CommandOutput, Via, wait};
 
 const fn scenario(name: &'static str, stage: Stage, full: u64, brief: u64) -> Scenario {
     let about = "an account without sudo attacks PID 1, the wrapper, the relay, the control socket, our files and the console";
-    Scenario { name, about, stage, full, brief, wears_out: false, run: hostile }
+    Scenario { name, about, stage, full, brief, wears_out: false, waits: false, run: hostile }
 }
 
 pub(super) const SCENARIOS: &[Scenario] =

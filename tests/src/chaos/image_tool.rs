@@ -23,6 +23,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 30,
         brief: 0,
         wears_out: false,
+        waits: false,
         run: kills,
     },
     Scenario {
@@ -32,6 +33,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 10,
         brief: 0,
         wears_out: false,
+        waits: false,
         run: disk_full,
     },
 ];

@@ -17,6 +17,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 300,
         brief: 4,
         wears_out: false,
+        waits: true,
         run: envd,
     },
     Scenario {
@@ -26,6 +27,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 30,
         brief: 0,
         wears_out: false,
+        waits: true,
         run: envd,
     },
     Scenario {
@@ -35,6 +37,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 100,
         brief: 2,
         wears_out: false,
+        waits: true,
         run: wrapper,
     },
     Scenario {
@@ -44,6 +47,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 100,
         brief: 2,
         wears_out: false,
+        waits: true,
         run: relay,
     },
 ];

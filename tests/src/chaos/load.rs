@@ -16,6 +16,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 10_000,
         brief: 0,
         wears_out: false,
+        waits: false,
         run: connections,
     },
     Scenario {
@@ -25,6 +26,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 512,
         brief: 0,
         wears_out: false,
+        waits: false,
         run: echoes,
     },
     Scenario {
@@ -34,6 +36,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 1_000,
         brief: 0,
         wears_out: false,
+        waits: false,
         run: idle,
     },
 ];

@@ -2,7 +2,8 @@
 //!
 //! A [`Scenario`] does one thing many times: it takes a count and a seed, and tells what it tried and what failed. Those that want the
 //! same guest follow each other and share it, so that few boots serve many; after a failure the next one gets a fresh
-//! guest. `make chaos` runs all of them at their full counts, `make test` a short selection through the same code.
+//! guest. `make chaos` runs all of them at their full counts, `make test` a short selection through the same code. Those that mostly
+//! wait (for a restart to settle, for a VM that is stopped) go on beside the others, in guests of their own.
 //!
 //! What failed leaves its guest's console and logs and the command that repeats it under `target/chaos/NAME/`.
 
@@ -26,6 +27,8 @@ mod upgrade;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -51,6 +54,8 @@ pub struct Scenario {
     brief: u64,
     /// Whether its guest is of no use afterwards.
     wears_out: bool,
+    /// Whether it mostly waits, and leaves the machine to others meanwhile.
+    waits: bool,
     run: fn(&Guest, &mut Trial) -> Result<()>,
 }
 
@@ -96,14 +101,15 @@ pub fn campaign(options: &Options) -> Result<Report> {
     let begun = Instant::now();
     println!("seed {}", options.seed);
     println!("{:<18} {:>9} {:>6} {:>7}  detail", "scenario", "tried", "failed", "seconds");
-    let (mut report, mut guest) = (Report::default(), None);
-    for scenario in chosen {
-        let began = Instant::now();
-        let row = run(scenario, options, &mut guest)?;
-        print(&row, began.elapsed());
-        report.add(row);
-        report.write()?;
-    }
+    let report = Mutex::new(Report::default());
+    let (waiting, working): (Vec<_>, Vec<_>) =
+        chosen.into_iter().partition(|scenario| scenario.waits && !options.brief);
+    thread::scope(|scope| {
+        let beside = scope.spawn(|| run_all(&waiting, options, &report));
+        run_all(&working, options, &report)?;
+        beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    let report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
     let failed: Vec<&str> =
         report.rows().iter().filter(|row| row.failed > 0).map(|row| row.name.as_str()).collect();
     let verdict = if failed.is_empty() {
@@ -113,6 +119,20 @@ pub fn campaign(options: &Options) -> Result<Report> {
     };
     println!("{} scenarios in {:.0} s: {verdict}", report.rows().len(), begun.elapsed().as_secs_f64());
     Ok(report)
+}
+
+/// One after the other; each row is told and written as soon as it is there.
+fn run_all(scenarios: &[&Scenario], options: &Options, report: &Mutex<Report>) -> Result<()> {
+    let mut guest = None;
+    for scenario in scenarios {
+        let began = Instant::now();
+        let row = run(scenario, options, &mut guest)?;
+        let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+        print(&row, began.elapsed());
+        report.add(row);
+        report.write()?;
+    }
+    Ok(())
 }
 
 fn choose(options: &Options) -> Result<Vec<&'static Scenario>> {

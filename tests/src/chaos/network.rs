@@ -21,6 +21,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 10,
         brief: 1,
         wears_out: false,
+        waits: false,
         run: eth0,
     },
     Scenario {
@@ -30,6 +31,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 1,
         brief: 0,
         wears_out: true,
+        waits: false,
         run: tap_deleted,
     },
     Scenario {
@@ -39,6 +41,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 20,
         brief: 1,
         wears_out: false,
+        waits: false,
         run: socket_replaced,
     },
     Scenario {
@@ -48,6 +51,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 1,
         brief: 0,
         wears_out: true,
+        waits: false,
         run: daemon_killed,
     },
 ];

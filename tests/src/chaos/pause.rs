@@ -18,6 +18,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 3,
         brief: 0,
         wears_out: false,
+        waits: true,
         run: stopped,
     },
     Scenario {
@@ -27,6 +28,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 4,
         brief: 1,
         wears_out: false,
+        waits: true,
         run: clock,
     },
 ];

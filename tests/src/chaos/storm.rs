@@ -18,6 +18,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
     full: 100_000,
     brief: 0,
     wears_out: false,
+    waits: false,
     run: orphans,
 }];
 

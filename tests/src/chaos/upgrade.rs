@@ -16,6 +16,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 10,
         brief: 0,
         wears_out: false,
+        waits: false,
         run: upgrade,
     },
     Scenario {
@@ -25,6 +26,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         full: 3,
         brief: 0,
         wears_out: false,
+        waits: false,
         run: upgrade,
     },
 ];
