@@ -139,7 +139,7 @@ fn is_envd(image: &Image, path: &str) -> Result<bool> {
 /// Whether a program is our own wrapper.
 pub fn is_wrapper(bytes: &[u8]) -> bool {
     // A wrapper is small; searching all of a large envd would take its time.
-    bytes.len() <= 4 << 20 && bytes.windows(WRAPPER_MARK.len()).any(|window| window == WRAPPER_MARK)
+    bytes.len() <= 4 << 20 && memchr::memmem::find(bytes, WRAPPER_MARK).is_some()
 }
 
 /// Whether envd at this path may run as root without being pinned, as the wrapper judges it: in /usr/bin, where only root can put

@@ -2,7 +2,11 @@
 
 mod support;
 
-use std::{fs, path::Path, process::Stdio};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use ext4_view::Ext4;
 use rootfs::ext4::Image;
@@ -277,7 +281,9 @@ fn a_run_that_is_interrupted_clears_up_by_itself() {
     for signal in [nix::sys::signal::Signal::SIGINT, nix::sys::signal::Signal::SIGTERM] {
         let bench = Bench::new();
         let names = bench.names();
-        let mut command = bench.rootfs();
+        // Whoever runs the tests behind nohup has signals ignored, and what is ignored stays so.
+        let mut command = Command::new("env");
+        command.arg("--default-signal").arg(env!("CARGO_BIN_EXE_rootfs")).current_dir(bench.path(""));
         command.args(["build", "-", "-o", "out.ext4"]).stdin(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("runs");
         let mut tar = archive(&debian(true));
@@ -384,10 +390,9 @@ fn holes_of_the_base_stay_holes() {
 #[test]
 fn a_package_upgrade_in_the_guest_does_not_put_systemd_back() {
     let bench = Bench::new();
-    let (Ok(_), Ok(_)) = (
-        std::process::Command::new("dpkg-deb").arg("--version").output(),
-        std::process::Command::new("dpkg").arg("--version").output(),
-    ) else {
+    let (Ok(_), Ok(_)) =
+        (Command::new("dpkg-deb").arg("--version").output(), Command::new("dpkg").arg("--version").output())
+    else {
         eprintln!("not run: dpkg is not installed");
         return;
     };
@@ -407,7 +412,7 @@ fn a_package_upgrade_in_the_guest_does_not_put_systemd_back() {
     fs::write(package.join("DEBIAN/control"), control).expect("written");
     fs::write(package.join("sbin/init"), "the upgraded init").expect("written");
     let deb = bench.path("p.deb");
-    let made = std::process::Command::new("dpkg-deb")
+    let made = Command::new("dpkg-deb")
         .args(["--root-owner-group", "-b"])
         .arg(&package)
         .arg(&deb)

@@ -83,7 +83,7 @@ fn by_contents(files: &impl Files, path: String) -> Result<Init, Error> {
 }
 
 fn holds(bytes: &[u8], needle: &[u8]) -> bool {
-    bytes.windows(needle.len()).any(|window| window == needle)
+    memchr::memmem::find(bytes, needle).is_some()
 }
 
 /// Alpine's inittab calls `/sbin/openrc` itself; Debian's calls `/etc/init.d/rc`, which OpenRC replaces.
