@@ -135,7 +135,8 @@ fn config(bytes: &[u8]) {
     let (file, words) = text.split_once('\0').unwrap_or((&text, ""));
     let line = Cmdline::parse(words);
     let read = config::parse(file, &line);
-    let _ = read.value.network.address.to_string();
+    let network = &read.value.network;
+    let _ = (network.address.to_string(), network.gateway(), config::check(&read.value));
     let again = config::parse(file, &line);
     assert_eq!(read, again);
     // The file is not there: the words alone.
