@@ -44,6 +44,7 @@ fn whole_life(init: Init) {
     part("kills", &|vm| drop(life::kills(vm, KILLS).unwrap()), vm);
     part("relay", &|vm| relay_comes_back(vm, init), vm);
     part("update", &|vm| life::updates(vm, init.restart()).unwrap(), vm);
+    part("restart", &|vm| a_restart_by_envds_own_child_brings_it_back(vm, init), vm);
     part("upgrade", &|vm| life::upgrade(vm, None).unwrap(), vm);
     part("provisioning", &|vm| provisioning_does_not_undo_it(vm, init), vm);
     part("stop", &|vm| a_stop_is_not_answered_by_a_respawn(vm, init), vm);
@@ -169,6 +170,15 @@ fn relay_comes_back(vm: &Vm, init: Init) {
     }
     vm.wait_healthy(Via::Vsock).unwrap();
     assert_eq!(relay_cgroup(vm), "0::/init.scope");
+}
+
+/// As from the SDK: the command's standard output is a pipe to the envd that it ends, and OpenRC prints on it between stop and
+/// start.
+fn a_restart_by_envds_own_child_brings_it_back(vm: &Vm, init: Init) {
+    let old = envd_pid(vm, Via::Tcp).unwrap();
+    // The answer is lost together with envd.
+    let _ = vm.exec_as(Via::Tcp, init.restart(), Some("root"));
+    wait_other_envd(vm, Via::Vsock, old).unwrap();
 }
 
 /// What the platform's provisioning does after a template's Dockerfile: envd, its service and the link to the init are
