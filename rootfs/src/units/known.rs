@@ -11,7 +11,7 @@ macro_rules! shipped {
 /// Service, its file, and the units that it stands for.
 pub(super) const SHIPPED: &[(&str, &str, &[&str])] = &[
     ("chronyd", shipped!("chronyd"), &["chrony.service", "chronyd.service"]),
-    ("cron", shipped!("cron"), &["cron.service", "crond.service"]),
+    ("cron", shipped!("cron"), &["cron.service"]), // crond.service is of other crons: it is turned
     ("dbus", shipped!("dbus"), &["dbus.service", "dbus.socket"]),
     (
         "getty",

@@ -120,11 +120,13 @@ fn systemd(files: &impl Files, survey: &mut Survey) -> Result<Vec<Definition>, E
 }
 
 fn open_rc(files: &impl Files, survey: &mut Survey) -> Result<Vec<Definition>, Error> {
-    survey.reports.extend(openrc::reports(files)?);
+    let mut definitions = Vec::new();
+    survey.reports.extend(openrc::reports(files, &mut definitions)?);
     for (unit, by, why) in enabled::fstab(files)? {
         survey.reports.push(Report { unit, by, verdict: Verdict::Lost { why } });
     }
-    Ok(Vec::new())
+    convert::order(&mut definitions, &mut survey.reports);
+    Ok(definitions)
 }
 
 /// The shipped definitions, each unless the image's owner has turned its unit off.

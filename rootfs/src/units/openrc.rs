@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Report, Verdict, known};
+use super::{Report, Verdict, command::Exec, known, service::Definition};
 use crate::{ext4::Error, keep::files::Files};
 
 /// What OpenRC goes through at boot, in this order.
@@ -64,8 +64,64 @@ const COVERED: &[(&str, &str)] = &[
     ("acpid", "the platform's machine sends no ACPI events"),
 ];
 
-/// Services that would start at boot, each once.
-pub(super) fn reports(files: &impl Files) -> Result<Vec<Report>, Error> {
+/// A daemon of busybox: what its script in Alpine runs, said here once more, since a script cannot be turned.
+struct Busybox {
+    name: &'static str,
+    description: &'static str,
+    program: &'static str,
+    arguments: &'static [&'static str],
+    after: &'static [&'static str],
+}
+
+const BUSYBOX: &[Busybox] = &[
+    Busybox {
+        name: "crond",
+        description: "busybox's cron",
+        program: "/usr/sbin/crond",
+        arguments: &["-f", "$CRON_OPTS"],
+        after: &["syslog"],
+    },
+    Busybox {
+        name: "klogd",
+        description: "busybox's kernel log",
+        program: "/sbin/klogd",
+        arguments: &["-n", "$KLOGD_OPTS"],
+        after: &["syslog"],
+    },
+    Busybox {
+        name: "syslog",
+        description: "busybox's system log",
+        program: "/sbin/syslogd",
+        arguments: &["-n", "$SYSLOGD_OPTS"],
+        after: &[],
+    },
+];
+
+impl Busybox {
+    /// The one that a script starts: another package's script of this name runs another program.
+    fn find(files: &impl Files, name: &str) -> Result<Option<&'static Self>, Error> {
+        let Some(found) = BUSYBOX.iter().find(|known| known.name == name) else { return Ok(None) };
+        let is_busybox = files.real(found.program)?.is_some_and(|path| path.ends_with("/busybox"));
+        Ok(is_busybox.then_some(found))
+    }
+
+    fn definition(&self) -> Definition {
+        let words = [&[self.program], self.arguments].concat();
+        Definition {
+            name: self.name.to_owned(),
+            unit: self.name.to_owned(),
+            description: self.description.to_owned(),
+            main: Exec { words: words.into_iter().map(str::to_owned).collect(), ..Exec::default() },
+            launch: vec!["--environment-file".to_owned(), format!("-/etc/conf.d/{}", self.name)],
+            keys: BTreeMap::from([("restart", "\"always\"".to_owned())]),
+            after: self.after.iter().map(|name| (*name).to_owned()).collect(),
+            ..Definition::default()
+        }
+    }
+}
+
+/// Services that would start at boot, each once; what is made for them comes into `definitions`.
+pub(super) fn reports(files: &impl Files, definitions: &mut Vec<Definition>) -> Result<Vec<Report>, Error> {
     let mut services = BTreeMap::new();
     for level in RUNLEVELS {
         for name in files.names(&format!("/etc/runlevels/{level}"))? {
@@ -74,7 +130,13 @@ pub(super) fn reports(files: &impl Files) -> Result<Vec<Report>, Error> {
     }
     let mut reports = Vec::new();
     for (name, level) in services {
-        let verdict = judge(files, &name)?;
+        let verdict = match Busybox::find(files, &name)? {
+            Some(found) => {
+                definitions.push(found.definition());
+                Verdict::Convertible { service: name.clone(), dropped: Vec::new() }
+            }
+            None => judge(files, &name)?,
+        };
         reports.push(Report { unit: name, by: format!("runlevel {level}"), verdict });
     }
     Ok(reports)

@@ -338,3 +338,30 @@ fn openrc_services_of_every_runlevel_of_the_boot_are_judged_once() {
     );
     assert!(matches!(verdict(&found, "local"), Verdict::Lost { why } if why.contains("mine.start")));
 }
+
+/// Alpine's crond was called shipped, by Debian's cron, which is not there; its syslog made every bake of Alpine end.
+#[test]
+fn daemons_of_busybox_are_turned_and_those_of_other_packages_are_not() {
+    let files = openrc_image().to("/etc/runlevels/default/crond", "/etc/init.d/crond");
+    let found = survey(&files).unwrap();
+    assert!(matches!(verdict(&found, "crond"), Verdict::Lost { .. }));
+    let files = files
+        .file("/bin/busybox", "")
+        .to("/usr/sbin/crond", "/bin/busybox")
+        .to("/sbin/syslogd", "/bin/busybox");
+    let found = survey(&files).unwrap();
+    assert_eq!(found.lost().count(), 0);
+    assert_eq!(verdict(&found, "syslog"), Verdict::Convertible { service: "syslog".into(), dropped: vec![] });
+    let crond = service(&found, "crond");
+    assert!(crond.command.ends_with(&["/usr/sbin/crond".into(), "-f".into(), "$CRON_OPTS".into()]));
+    assert!(crond.command.contains(&"-/etc/conf.d/crond".into()));
+    assert_eq!(crond.after, ["syslog", "tmpfiles"]);
+}
+
+/// The definition of Debian's cron runs `cron`; a `crond.service` is another program's.
+#[test]
+fn a_crond_of_systemd_is_turned() {
+    let unit = "[Service]\nExecStart=/usr/bin/web -n $CRONDARGS\n";
+    let found = survey(&with(image(), "crond.service", unit)).unwrap();
+    assert!(matches!(verdict(&found, "crond.service"), Verdict::Convertible { .. }));
+}
