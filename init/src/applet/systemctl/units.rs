@@ -5,7 +5,7 @@ use guest::control::{ServiceStatus, Status};
 use super::{NO_SUCH_UNIT, NOT_RUNNING, arguments::Arguments};
 
 /// Units that Debian calls otherwise.
-const ALIASES: [(&str, &str); 1] = [("chrony", "chronyd")];
+const ALIASES: [(&str, &str); 2] = [("chrony", "chronyd"), ("ssh", "sshd")];
 
 /// systemd's word for how a unit is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,6 +222,7 @@ mod tests {
     #[test]
     fn names_with_and_without_their_kind() {
         assert_eq!((our_name("envd.service").as_str(), our_name("chrony").as_str()), ("envd", "chronyd"));
+        assert_eq!(our_name("ssh.service"), "sshd", "the name of Debian's unit");
         assert_eq!(
             (full_name("envd").as_str(), full_name("x.socket").as_str()),
             ("envd.service", "x.socket")
