@@ -190,12 +190,12 @@ impl Tree {
     }
 
     pub fn memory_peak(&self, group: &str) -> Option<u64> {
-        self.memory_counters(group).peak()
+        self.number(group, "memory.peak")
     }
 
     /// How often the OOM killer took somebody of `group` or below.
     pub fn oom_kills(&self, group: &str) -> Option<u64> {
-        self.memory_counters(group).oom_kills()
+        oom_kills(&fs::read_to_string(self.path(group).join("memory.events")).ok()?)
     }
 
     /// Opens the counters of `group`'s memory.
@@ -219,14 +219,17 @@ pub struct MemoryCounters {
 impl MemoryCounters {
     /// How often the OOM killer took somebody of the cgroup or below.
     pub fn oom_kills(&self) -> Option<u64> {
-        let text = self.events.read()?;
-        text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+        oom_kills(&self.events.read()?)
     }
 
     /// The most it has held since it was made, in bytes.
     pub fn peak(&self) -> Option<u64> {
         self.peak.read()?.trim().parse().ok()
     }
+}
+
+fn oom_kills(events: &str) -> Option<u64> {
+    events.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
 }
 
 #[derive(Debug)]
