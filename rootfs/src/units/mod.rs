@@ -76,6 +76,12 @@ impl Survey {
         self.reports.iter().filter(|report| matches!(report.verdict, Verdict::Lost { .. }))
     }
 
+    /// Things that are no services and would start: name, by whom, why they are lost.
+    fn add_lost(&mut self, others: Vec<(String, String, String)>) {
+        let lost = |(unit, by, why)| Report { unit, by, verdict: Verdict::Lost { why } };
+        self.reports.extend(others.into_iter().map(lost));
+    }
+
     /// The files of services.d.
     pub fn add_to(&self, plan: &mut Plan) {
         for (name, text) in &self.services {
@@ -112,9 +118,7 @@ fn systemd(files: &impl Files, survey: &mut Survey) -> Result<Vec<Definition>, E
         let Some(verdict) = convert::judge(files, &enabled, &unit.name, &mut definitions)? else { continue };
         survey.reports.push(Report { unit: unit.name.clone(), by: unit.by.clone(), verdict });
     }
-    for (unit, by, why) in enabled.others {
-        survey.reports.push(Report { unit, by, verdict: Verdict::Lost { why } });
-    }
+    survey.add_lost(enabled.others);
     convert::order(&mut definitions, &mut survey.reports);
     Ok(definitions)
 }
@@ -122,9 +126,7 @@ fn systemd(files: &impl Files, survey: &mut Survey) -> Result<Vec<Definition>, E
 fn open_rc(files: &impl Files, survey: &mut Survey) -> Result<Vec<Definition>, Error> {
     let mut definitions = Vec::new();
     survey.reports.extend(openrc::reports(files, &mut definitions)?);
-    for (unit, by, why) in enabled::fstab(files)? {
-        survey.reports.push(Report { unit, by, verdict: Verdict::Lost { why } });
-    }
+    survey.add_lost(enabled::fstab(files)?);
     convert::order(&mut definitions, &mut survey.reports);
     Ok(definitions)
 }
