@@ -149,6 +149,20 @@ fn a_connection_that_the_vmm_refuses_at_first_is_dialled_again() {
     assert_eq!(vmm.malformed(), 0, "every CONNECT came in one piece");
 }
 
+/// The client was told the end of a connection over which nothing had been asked, and got no answer over the next one.
+#[test]
+fn a_connection_that_the_guest_ends_before_a_byte_has_moved_is_dialled_again_unseen() {
+    let vmm = Vmm::new("vsock");
+    let bridge = Bridge::start(&[format!("firecracker:{}:49983", vmm.path().display())], &[]);
+    vmm.end_silent(true);
+    let mut client = TcpStream::connect(bridge.address()).unwrap();
+    let none = "redials_total{sandbox=\"sandbox\"} 0\n";
+    until("a redial", || !bridge.metrics().contains(none));
+    vmm.end_silent(false);
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    assert_eq!(request(&mut client, "/tag").unwrap(), "vsock");
+}
+
 #[test]
 fn through_a_vmm_that_breaks_half_close_answers_come_whole() {
     let vmm = Vmm::new("vsock");

@@ -27,6 +27,7 @@
 //! | client takes no more bytes | what it has sent still reaches the target (`Lingering`) | the same |
 //! | client is lost | what was read from it is flushed, then done | the same |
 //! | target is lost | what was read from it is flushed, then done | the same |
+//! | target ends, is lost or takes no bytes, and no byte has gone either way | the client is told nothing: another target may take its place ([`Pump::is_replaceable`]), until the driver gives up | the same |
 //!
 //! `ENOTCONN`, `ECONNRESET` and `EPIPE` are ends like any other: a vsock peer that was reset (a snapshot was restored)
 //! shows as end of file first and as `ENOTCONN` afterwards.
@@ -294,12 +295,21 @@ pub struct Pump {
     target_rule: HalfClose,
     /// The target has sent something.
     answered: bool,
+    /// No other target takes the place of this one.
+    given_up: bool,
 }
 
 impl Pump {
     /// The rules are those of the transports towards the client and towards the target.
     pub const fn new(client_rule: HalfClose, target_rule: HalfClose) -> Self {
-        Self { up: Direction::new(), down: Direction::new(), client_rule, target_rule, answered: false }
+        Self {
+            up: Direction::new(),
+            down: Direction::new(),
+            client_rule,
+            target_rule,
+            answered: false,
+            given_up: false,
+        }
     }
 
     /// Client to target.
@@ -362,9 +372,15 @@ impl Pump {
         self.up.moved == 0 && !self.answered
     }
 
+    /// Whether the target was lost in a way that lets another one take its place. While it is, the client hears nothing of it; the
+    /// driver finds another target ([`Pump::retarget`]), says that there is none ([`Pump::give_up_target`]), or closes the client.
+    pub fn is_replaceable(&self) -> bool {
+        self.target_ended() && self.is_untouched() && !self.client_has_left() && !self.given_up
+    }
+
     /// The target was lost before it took a byte: what the client has sent is kept for the next one.
     pub fn retarget(&mut self) {
-        debug_assert!(self.is_untouched());
+        debug_assert!(self.is_untouched() && !self.down.told && !self.given_up);
         self.down.state = State::Flowing;
         self.down.readable = false;
         self.down.hangup = false;
@@ -377,11 +393,19 @@ impl Pump {
         };
     }
 
-    /// No other target takes the place of the one that was lost: what was kept for it is dropped.
-    pub fn give_up_target(&mut self, pool: &mut Pool) {
+    /// No other target takes the place of the one that was lost: the client is to see what it did.
+    pub fn give_up_target(&mut self, client: &mut impl Stream, pool: &mut Pool) -> Phase {
+        self.given_up = true;
+        self.settle_target(client, pool);
+        self.phase()
+    }
+
+    /// No other target comes: what was kept for it is dropped, and the client is told of an end.
+    fn settle_target(&mut self, client: &mut impl Stream, pool: &mut Pool) {
         if matches!(self.up.state, State::Discarding) {
             self.up.drop_pending(pool);
         }
+        pass_end(&mut self.down, self.client_rule, client);
     }
 
     /// Whether the client has ended and nothing of it waits for a target: then nobody needs one.
@@ -410,18 +434,16 @@ impl Pump {
         let before = self.down.moved;
         self.down.run(target, client, pool);
         self.answered |= self.down.moved > before || self.down.pending.is_some();
-        self.pass_ends(client, target);
+        pass_end(&mut self.up, self.target_rule, target);
+        if !self.is_replaceable() {
+            self.settle_target(client, pool);
+        }
         self.phase()
     }
 
     /// Whether there is more to do without waiting for anything: the budget of the turn was used up.
     pub fn is_runnable(&self) -> bool {
         self.up.runnable() || self.down.runnable()
-    }
-
-    fn pass_ends(&mut self, client: &mut impl Stream, target: &mut impl Stream) {
-        pass_end(&mut self.up, self.target_rule, target);
-        pass_end(&mut self.down, self.client_rule, client);
     }
 
     fn phase(&self) -> Phase {

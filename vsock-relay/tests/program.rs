@@ -8,6 +8,10 @@ use std::{
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -127,6 +131,24 @@ fn serve(listener: UnixListener) {
     });
 }
 
+/// Ends the first `count` connections before a byte has moved, and serves the others. Counts those that it took.
+fn serve_after_ending(listener: UnixListener, count: usize) -> Arc<AtomicUsize> {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&taken);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            if counter.fetch_add(1, Ordering::SeqCst) >= count {
+                thread::spawn(move || {
+                    if stream.read(&mut [0; 16]).unwrap_or(0) > 0 {
+                        let _ = stream.write_all(b"served");
+                    }
+                });
+            }
+        }
+    });
+    taken
+}
+
 /// Keeps each connection open and sends back what it gets.
 fn echo(path: &Path) {
     let listener = UnixListener::bind(path).unwrap();
@@ -156,6 +178,25 @@ fn a_client_waits_for_a_target_that_comes_late_and_one_that_left_never_reaches_i
     });
     until("the word about the end", || relay.said("takes connections again") == 1);
     assert_eq!(relay.said("(1 held, 0 given up)"), 1, "those that left are not led on");
+}
+
+/// The client was told the end of a target that had said nothing: the next one executed its request for nobody.
+#[test]
+fn a_target_that_takes_connections_only_to_end_them_is_replaced_unseen_and_given_up_in_the_open() {
+    let relay = Relay::start(&[]);
+    let taken = serve_after_ending(UnixListener::bind(relay.at("back")).unwrap(), 3);
+    let mut client = relay.client();
+    until("the connection that is kept", || taken.load(Ordering::SeqCst) == 4);
+    client.set_nonblocking(true).unwrap();
+    let end = client.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::WouldBlock, "the client has seen no end");
+    client.set_nonblocking(false).unwrap();
+    assert_eq!(ask(client), "served");
+
+    let relay = Relay::start(&[]);
+    let taken = serve_after_ending(UnixListener::bind(relay.at("back")).unwrap(), usize::MAX);
+    assert_eq!(relay.client().read(&mut [0; 1]).unwrap(), 0, "what goes on and on is to be seen");
+    assert_eq!(taken.load(Ordering::SeqCst), 4);
 }
 
 #[test]

@@ -132,7 +132,7 @@ impl Driver<'_> {
                 meter.moved(up_now - up, down_now - down);
                 bound.owed = down_now == down;
             }
-            if self.pump.target_ended() && self.pump.is_untouched() && !self.pump.client_has_left() {
+            if self.pump.is_replaceable() {
                 return Poll::Ready(Outcome::Untouched);
             }
             if phase == Phase::Done {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::net::NetNs;
 use crate::wait;
@@ -225,6 +228,7 @@ fn answer(stream: &mut impl Write, path: &str, tag: &str) -> io::Result<bool> {
 pub struct Vmm {
     path: PathBuf,
     refuse: Arc<AtomicUsize>,
+    ends_silent: Arc<AtomicBool>,
     malformed: Arc<AtomicUsize>,
     _dir: Dir,
 }
@@ -244,7 +248,14 @@ impl Vmm {
         let path = folder.join("v.sock");
         std::fs::rename(&short, &path).unwrap();
         let (refuse, malformed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let vmm = Self { path, refuse: Arc::clone(&refuse), malformed: Arc::clone(&malformed), _dir: here };
+        let ends_silent = Arc::new(AtomicBool::new(false));
+        let vmm = Self {
+            path,
+            refuse: Arc::clone(&refuse),
+            ends_silent: Arc::clone(&ends_silent),
+            malformed: Arc::clone(&malformed),
+            _dir: here,
+        };
         let state = state(tag);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -253,7 +264,8 @@ impl Vmm {
                     continue;
                 }
                 let (state, malformed) = (Arc::clone(&state), Arc::clone(&malformed));
-                thread::spawn(move || shake(stream, &state, &malformed));
+                let ends_silent = ends_silent.load(Ordering::SeqCst);
+                thread::spawn(move || shake(stream, &state, &malformed, ends_silent));
             }
         });
         vmm
@@ -267,12 +279,18 @@ impl Vmm {
         self.refuse.store(count, Ordering::SeqCst);
     }
 
+    /// From now on it says OK and ends the connection again unless something is asked at once: as a guest's kernel in front of
+    /// a relay that is going down.
+    pub fn end_silent(&self, ends: bool) {
+        self.ends_silent.store(ends, Ordering::SeqCst);
+    }
+
     pub fn malformed(&self) -> usize {
         self.malformed.load(Ordering::SeqCst)
     }
 }
 
-fn shake(mut stream: UnixStream, state: &State, malformed: &AtomicUsize) {
+fn shake(mut stream: UnixStream, state: &State, malformed: &AtomicUsize, ends_silent: bool) {
     let mut line = [0; 32];
     let count = stream.read(&mut line).unwrap_or(0);
     if &line[..count] != b"CONNECT 49983\n" {
@@ -282,7 +300,16 @@ fn shake(mut stream: UnixStream, state: &State, malformed: &AtomicUsize) {
     let port = (1 << 30) + std::process::id() % 1000;
     // The answer and the first payload may come in one piece.
     let _ = stream.write_all(format!("OK {port}\n").as_bytes());
+    if ends_silent && is_silent(&stream) {
+        return;
+    }
     let _ = serve(Firecracker { stream, ended: false }, state);
+}
+
+/// Whether nothing comes for a moment.
+fn is_silent(stream: &UnixStream) -> bool {
+    let mut watched = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    poll(&mut watched, 50_u8).is_ok_and(|ready| ready == 0)
 }
 
 /// The guest's view through Firecracker: once the host has half-closed, what the guest sends is dropped.

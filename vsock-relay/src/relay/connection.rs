@@ -65,6 +65,12 @@ impl Connection {
         self.pump.turn(&mut client, &mut target, pool)
     }
 
+    /// No other target is tried: the client is to see what became of this one.
+    pub(super) fn give_up_target(&mut self, pool: &mut Pool) -> Phase {
+        let mut client = Peer::new(&self.client, self.client_is_vsock);
+        self.pump.give_up_target(&mut client, pool)
+    }
+
     /// Bytes that reached either side so far.
     pub(super) fn total_moved(&self) -> u64 {
         self.pump.up().moved() + self.pump.down().moved()

@@ -474,13 +474,15 @@ impl Relay {
         if connection.stage != Stage::Open {
             return;
         }
-        let phase = connection.turn(&mut self.pool);
-        let wasted = connection.pump.target_ended() && connection.pump.is_untouched();
-        if wasted && !connection.pump.client_has_left() && self.retarget(key) {
-            return;
+        let mut phase = connection.turn(&mut self.pool);
+        if connection.pump.is_replaceable() {
+            if self.retarget(key) {
+                return;
+            }
+            let Some(connection) = self.table.get(key) else { return };
+            phase = connection.give_up_target(&mut self.pool);
         }
         let Some(connection) = self.table.get(key) else { return };
-        connection.pump.give_up_target(&mut self.pool);
         if phase == Phase::Done {
             return self.close(key);
         }

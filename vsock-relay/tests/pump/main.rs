@@ -201,6 +201,40 @@ fn what_no_target_took_goes_to_the_next_one_and_what_one_took_never_does() {
     assert!(!pump.is_untouched(), "40 bytes have been seen by a target");
 }
 
+/// A target that takes connections only to end them (a guest's kernel in front of a relay that is not up) made the client see an
+/// end before the next target was tried: that one executed the request, and nobody was left to read its answer.
+#[test]
+fn a_client_hears_nothing_of_a_target_that_is_replaced_and_gets_the_answer_of_the_next() {
+    for rules in RULES {
+        for end in [Read::End, Read::Error(io::ErrorKind::ConnectionReset)] {
+            let mut pump = Pump::new(rules.0, rules.1);
+            let mut client = Fake::new(&[Read::WouldBlock], &[ALL]);
+            let mut ending = Fake::new(&[end], &[ALL]);
+            settle(&mut pump, &mut client, &mut ending);
+            assert!(pump.target_ended() && pump.is_untouched() && !pump.client_has_left());
+            assert_eq!(client.told, 0, "{rules:?} {end:?}");
+            pump.retarget();
+            client.reads = [SMALL, Read::WouldBlock].into();
+            let mut next = Fake::new(&[Read::WouldBlock, SMALL, Read::End], &[ALL]);
+            settle(&mut pump, &mut client, &mut next);
+            assert_eq!(next.received, client.sent, "{rules:?} {end:?}");
+            assert_eq!(client.received, next.sent, "{rules:?} {end:?}");
+            assert_eq!(client.told, usize::from(rules.0 == Kept), "{rules:?} {end:?}");
+        }
+    }
+}
+
+/// It was left with its bytes unread: closing then destroyed what the target had said.
+#[test]
+fn a_target_that_spoke_first_and_then_refuses_the_first_bytes_leaves_the_client_read() {
+    let mut client = Fake::new(&[Read::WouldBlock, SMALL, SMALL, SMALL, Read::WouldBlock], &[ALL]);
+    let mut target = Fake::new(&[SMALL, Read::WouldBlock], &[Write::Error(io::ErrorKind::BrokenPipe)]);
+    let (phase, _) = run((Kept, Kept), &mut client, &mut target);
+    assert_eq!(phase, Phase::Lingering);
+    assert_eq!(client.received, target.sent);
+    assert_eq!(client.sent.len(), 300, "what it still sends is taken from it");
+}
+
 #[test]
 fn a_turn_is_bounded_and_says_that_there_is_more() {
     /// Never runs dry.
