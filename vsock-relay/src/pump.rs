@@ -413,6 +413,11 @@ impl Pump {
         self.up.ended().is_some() && self.up.pending.is_none()
     }
 
+    /// Whether bytes of the client have been read and wait for a target.
+    pub fn keeps_bytes(&self) -> bool {
+        self.up.pending.is_some()
+    }
+
     /// The next target is reached over another kind of transport.
     pub fn set_target_rule(&mut self, rule: HalfClose) {
         self.target_rule = rule;

@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -197,6 +197,29 @@ fn a_target_that_takes_connections_only_to_end_them_is_replaced_unseen_and_given
     let taken = serve_after_ending(UnixListener::bind(relay.at("back")).unwrap(), usize::MAX);
     assert_eq!(relay.client().read(&mut [0; 1]).unwrap(), 0, "what goes on and on is to be seen");
     assert_eq!(taken.load(Ordering::SeqCst), 4);
+}
+
+/// It had asked something, and the relay, which had read that already, took it for one that had not.
+#[test]
+fn a_client_that_half_closes_while_its_request_is_kept_for_the_next_target_is_served() {
+    let relay = Relay::start(&[]);
+    let back = UnixListener::bind(relay.at("back")).unwrap();
+    let mut client = relay.client();
+    let (ending, _) = back.accept().unwrap();
+    drop(back);
+    std::fs::remove_file(relay.at("back")).unwrap();
+    relay.signal(Signal::SIGSTOP);
+    client.write_all(b"ask").unwrap();
+    drop(ending);
+    relay.signal(Signal::SIGCONT);
+    until("the word about the target", || relay.said("takes no connections") == 1);
+    client.shutdown(Shutdown::Write).unwrap();
+    let before = relay.sleeps();
+    until("the relay to see the end", || relay.sleeps() > before + 10);
+    serve(UnixListener::bind(relay.at("back")).unwrap());
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "served");
 }
 
 #[test]

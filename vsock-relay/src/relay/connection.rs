@@ -81,7 +81,8 @@ impl Connection {
     pub(super) fn client_left(&self) -> bool {
         use crate::pump::Stream as _;
         let mut client = Peer::new(&self.client, self.client_is_vsock);
-        !client.has_bytes() || client.is_gone()
+        let asked = self.pump.keeps_bytes() || client.has_bytes();
+        !asked || client.is_gone()
     }
 }
 
