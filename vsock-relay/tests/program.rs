@@ -4,8 +4,11 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
-    os::unix::net::{UnixListener, UnixStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -229,6 +232,53 @@ fn a_client_is_let_go_when_the_hold_time_is_over() {
     assert_eq!(relay.said("has taken no connection for the whole hold time"), 1);
 }
 
+/// A listener on loopback whose backlog is full, so that further connects get no answer, and what fills it.
+fn full_listener(address: SocketAddr) -> (OwnedFd, Vec<TcpStream>) {
+    use nix::sys::socket::{self as sockets, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage};
+    let listener =
+        sockets::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    sockets::setsockopt(&listener, sockets::sockopt::ReuseAddr, &true).unwrap();
+    sockets::bind(listener.as_raw_fd(), &SockaddrStorage::from(address)).unwrap();
+    sockets::listen(&listener, Backlog::new(0).unwrap()).unwrap();
+    let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok();
+    (listener, std::iter::from_fn(connect).collect())
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn relay_to(target: SocketAddr, more: &[&str]) -> Relay {
+    let dir = tempfile::tempdir().unwrap();
+    let map = format!("unix:{}/front=tcp:{target}", dir.path().display());
+    Relay::start_in(dir, &[&["--map", &map], more].concat())
+}
+
+/// With nothing else to wake the relay the kernel's own patience of two minutes was what bounded it.
+#[test]
+fn a_connect_without_an_answer_is_bounded_by_the_hold_time() {
+    let address = free_address();
+    let _full = full_listener(address);
+    let relay = relay_to(address, &["--hold", "0.3"]);
+    assert_eq!(relay.client().read(&mut [0; 1]).unwrap(), 0, "the client is let go");
+    assert_eq!(relay.said("no answer"), 1);
+}
+
+/// A client that was held, and then dialled in vain, was held for both.
+#[test]
+fn what_a_client_was_held_counts_for_its_connect() {
+    let (address, hold) = (free_address(), Duration::from_secs(2));
+    let relay = relay_to(address, &["--hold", "2"]);
+    let mut client = relay.client();
+    thread::sleep(hold / 2);
+    relay.signal(Signal::SIGSTOP);
+    let _full = full_listener(address);
+    let dialled = Instant::now();
+    relay.signal(Signal::SIGCONT);
+    assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+    assert!(dialled.elapsed() < hold, "it had waited before");
+}
+
 #[test]
 fn connections_beyond_the_limit_wait_and_are_served_when_one_ends() {
     let relay = Relay::start(&["--max-connections", "2"]);
@@ -320,8 +370,7 @@ fn a_term_lets_open_connections_go_on_for_the_drain_time_and_a_second_one_does_n
 #[test]
 fn several_maps_lead_from_and_to_tcp_and_unix() {
     let dir = tempfile::tempdir().unwrap();
-    let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (front, back) = (port(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let (front, back) = (free_address().port(), TcpListener::bind("127.0.0.1:0").unwrap());
     let to_tcp = format!("unix:{}/front=tcp:{}", dir.path().display(), back.local_addr().unwrap());
     let to_unix = format!("tcp:127.0.0.1:{front}=unix:{}/back", dir.path().display());
     let relay = Relay::start_in(dir, &["--map", &to_tcp, "--map", &to_unix]);

@@ -2,7 +2,7 @@
 //!
 //! | stage | target | leaves |
 //! |---|---|---|
-//! | `Dialing` | a connect is under way | connected → `Open`; refused → `Held` |
+//! | `Dialing` | a connect is under way | connected → `Open`; refused → `Held`; hold time over → closed |
 //! | `Held` | none; its turn comes by [`super::target`] | dialled → `Dialing`; client leaves, or hold time over → closed |
 //! | `Open` | connected | the pump is done → closed; lost before a byte went either way → `Held` |
 
@@ -52,6 +52,8 @@ pub(super) struct Connection {
     pub(super) moved: u64,
     /// When it was held first.
     pub(super) held_since: Option<Moment>,
+    /// Since when it has waited, while a connect has no answer yet: what it was held before that counts.
+    pub(super) dialing_since: Option<Moment>,
     /// How often the target ended before a byte had gone either way.
     pub(super) early_ends: u8,
 }

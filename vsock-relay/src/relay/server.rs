@@ -203,7 +203,14 @@ impl Relay {
             return Some(Duration::ZERO);
         }
         let timer = if self.timers.is_empty() { None } else { self.timers.wait(now()) };
+        let timer = self.dials_over().into_iter().chain(timer).min();
         if self.counters.is_dirty() { Some(timer.map_or(QUIET, |timer| timer.min(QUIET))) } else { timer }
+    }
+
+    /// How long the dials of the last wake-up may go without an answer. Most have it with the next one, and never need a timer.
+    fn dials_over(&self) -> Option<Duration> {
+        let since = self.dials.iter().filter_map(|key| self.table.peek(*key)?.dialing_since).min()?;
+        Some((since + self.options.hold).saturating_sub(now()))
     }
 
     fn wake_up(&mut self, events: &[Event]) {
@@ -306,6 +313,7 @@ impl Relay {
             timer: None,
             moved: 0,
             held_since: None,
+            dialing_since: None,
             early_ends: 0,
         });
         self.counters.now.connections += 1;
@@ -365,15 +373,15 @@ impl Relay {
             self.connected(key);
             self.turn(key);
         } else {
+            connection.dialing_since = Some(connection.held_since.unwrap_or_else(now));
             self.dials.push(key);
         }
     }
 
     /// No answer at once: the kernel drops SYNs when the target's backlog is full.
     fn bound_dial(&mut self, key: Key) {
-        if self.table.get(key).is_some_and(|connection| connection.stage == Stage::Dialing) {
-            self.arm(key, self.options.hold, Timer::Dial(key));
-        }
+        let Some(since) = self.table.get(key).and_then(|connection| connection.dialing_since) else { return };
+        self.arm_at(key, since + self.options.hold, Timer::Dial(key));
     }
 
     fn dial_failed(&mut self, key: Key, error: &io::Error) {
@@ -382,7 +390,8 @@ impl Relay {
         connection.target = None;
         disarm(&mut self.timers, connection);
         let now = now();
-        connection.held_since.get_or_insert(now);
+        let since = connection.dialing_since.take().unwrap_or(now);
+        connection.held_since.get_or_insert(since);
         let map = connection.map;
         if self.draining {
             return self.refuse(key);
@@ -394,6 +403,7 @@ impl Relay {
     fn connected(&mut self, key: Key) {
         let Some(connection) = self.table.get(key) else { return };
         connection.stage = Stage::Open;
+        connection.dialing_since = None;
         disarm(&mut self.timers, connection);
         connection.pump.set_writable(Side::Target);
         let map = connection.map;
@@ -534,9 +544,12 @@ impl Relay {
 
     /// Sets the connection's timer, in place of the one it had.
     fn arm(&mut self, key: Key, after: Duration, timer: Timer) {
+        self.arm_at(key, now() + after, timer);
+    }
+
+    fn arm_at(&mut self, key: Key, at: Moment, timer: Timer) {
         let Some(connection) = self.table.get(key) else { return };
         disarm(&mut self.timers, connection);
-        let at = now() + after;
         connection.timer = Some((at, timer));
         self.timers.arm(at, timer);
     }
@@ -593,7 +606,7 @@ impl Relay {
 
     fn dial_overdue(&mut self, key: Key) {
         if self.table.get(key).is_some_and(|connection| connection.stage == Stage::Dialing) {
-            warn!("a connection to the target had no answer for {} s: closed", self.options.hold.as_secs());
+            warn!("a connect to the target had no answer within the hold time: its client is let go");
             self.refuse(key);
         }
     }
