@@ -25,6 +25,7 @@ pub mod mirror;
 pub mod notify;
 pub mod reactor;
 pub mod record;
+pub mod rest;
 pub mod ring;
 pub mod service;
 pub mod spawn;

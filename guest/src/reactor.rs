@@ -6,6 +6,7 @@
 //! rest, so that an idle program never wakes up.
 
 use std::{
+    cell::RefCell,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     rc::Rc,
@@ -21,13 +22,18 @@ use nix::{
     },
 };
 
-use crate::clock::{Moment, now};
+use crate::{
+    clock::{Moment, now},
+    rest::Rest,
+};
 
 /// What the caller registered a descriptor under.
 pub type Token = u64;
 
 /// The token of the signalfd; callers use any other.
 const SIGNALS: Token = u64::MAX;
+/// A sleep that may be as long as this is rest.
+const LONG: Duration = Duration::from_secs(15);
 /// Events taken in one turn. More wait in the kernel, in fair order, for the next turn.
 const BATCH: usize = 64;
 
@@ -92,6 +98,7 @@ pub struct Received {
 pub struct Reactor {
     epoll: Rc<Epoll>,
     signals: SignalFd,
+    rest: RefCell<Rest>,
 }
 
 /// A descriptor of ours that is watched for as long as it lives.
@@ -125,7 +132,7 @@ impl Reactor {
             .map_err(failed("make a signalfd"))?;
         let epoll =
             Rc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("make an epoll set"))?);
-        let reactor = Self { epoll, signals };
+        let reactor = Self { epoll, signals, rest: RefCell::default() };
         reactor.add(&reactor.signals, SIGNALS, Interest::Read)?;
         Ok(reactor)
     }
@@ -154,8 +161,20 @@ impl Reactor {
 
     /// Sleeps until something is ready or `deadline` has passed; an empty answer is the latter.
     pub fn wait(&self, deadline: Option<Moment>) -> Result<Vec<Event>, ReactorError> {
+        loop {
+            let now = now();
+            let long = deadline.is_none_or(|deadline| deadline >= now + LONG);
+            let settled = if long { self.rest.borrow_mut().begin(now) } else { None };
+            let events = self.sleep(timeout(settled.or(deadline), now))?;
+            if settled.is_none() || !events.is_empty() {
+                return Ok(events);
+            }
+        }
+    }
+
+    fn sleep(&self, timeout: EpollTimeout) -> Result<Vec<Event>, ReactorError> {
         let mut ready = [EpollEvent::empty(); BATCH];
-        let count = match self.epoll.wait(&mut ready, timeout(deadline, now())) {
+        let count = match self.epoll.wait(&mut ready, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
             Err(error) => return Err(failed("wait for events")(error)),

@@ -260,6 +260,40 @@ pub fn signal_process(
     .map(drop)
 }
 
+/// Unmaps the running program's code and constants. What is needed again is mapped again as it is reached: from the page cache, as
+/// long as nobody else needed that memory. What was used since the last time is marked as used, and is the last to go there.
+pub fn release_program() {
+    // SAFETY: the callback only reads what it is handed.
+    unsafe { libc::dl_iterate_phdr(Some(release_segments), std::ptr::null_mut()) };
+}
+
+/// Called with the program itself first; the libraries that may follow are left alone.
+extern "C" fn release_segments(
+    object: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    _data: *mut libc::c_void,
+) -> libc::c_int {
+    const STOP: libc::c_int = 1;
+    let Ok(Some(page)) = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) else { return STOP };
+    // SAFETY: the C library hands over a live structure, whose headers are as many as it says.
+    let (base, headers) = unsafe {
+        let object = &*object;
+        (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()))
+    };
+    let only_read =
+        |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;
+    for header in headers.iter().filter(only_read) {
+        // Whole pages only: what shares one with data that was written must stay.
+        let begin = (base + header.p_vaddr).next_multiple_of(page as u64);
+        let end = (base + header.p_vaddr + header.p_memsz) / page as u64 * page as u64;
+        // SAFETY: these pages are a private mapping of a file that was never writable, so all that they hold is in the file.
+        unsafe {
+            libc::madvise(begin as *mut libc::c_void, end.saturating_sub(begin) as usize, libc::MADV_DONTNEED)
+        };
+    }
+    STOP
+}
+
 /// Adds bytes to the kernel's random numbers and lets them count in full.
 pub fn credit_entropy(device: &std::fs::File, seed: &[u8; 64]) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;

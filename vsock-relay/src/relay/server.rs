@@ -2,7 +2,10 @@
 
 use std::{io, os::fd::OwnedFd, time::Duration};
 
-use guest::clock::{Moment, now};
+use guest::{
+    clock::{Moment, now},
+    rest::Rest,
+};
 use nix::sys::{
     inotify::{AddWatchFlags, InitFlags, Inotify},
     signal::{SigSet, Signal},
@@ -73,6 +76,7 @@ pub struct Relay {
     at_limit: bool,
     quiet_limit: Quiet,
     quiet_refusals: Quiet,
+    rest: Rest,
     draining: bool,
     ended: bool,
 }
@@ -105,6 +109,7 @@ impl Relay {
             at_limit: false,
             quiet_limit: Quiet::default(),
             quiet_refusals: Quiet::default(),
+            rest: Rest::default(),
             draining: false,
             ended: false,
         };
@@ -182,7 +187,7 @@ impl Relay {
     pub fn run(&mut self) -> Result<(), RelayError> {
         let mut events: Vec<Event> = Vec::with_capacity(BATCH);
         while !self.ended {
-            let timeout = self.timeout();
+            let timeout = self.timeout().or_else(|| self.rest());
             let idle = timeout.is_some_and(|timeout| !timeout.is_zero());
             events.clear();
             let spare = rustix::buffer::spare_capacity(&mut events);
@@ -196,6 +201,15 @@ impl Relay {
         }
         self.counters.write();
         Ok(())
+    }
+
+    /// With no connection and nothing due. An answer is how long to sleep until it can be said that this is so.
+    fn rest(&mut self) -> Option<Duration> {
+        if self.table.len() > 0 {
+            return None;
+        }
+        let now = now();
+        self.rest.begin(now).map(|settled| settled.saturating_sub(now))
     }
 
     fn timeout(&self) -> Option<Duration> {
