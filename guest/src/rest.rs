@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::{clock::Moment, sys};
 
 /// Who is woken more often than this does not pay for it each time: a wake-up maps again what it needs, by some ten faults.
-const PAUSE: Duration = Duration::from_secs(1);
+pub const PAUSE: Duration = Duration::from_secs(1);
 
 /// When a program last let go.
 #[derive(Debug, Default)]
