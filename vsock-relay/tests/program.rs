@@ -434,7 +434,7 @@ fn connections_that_have_ended_leave_nothing_to_wake_for() {
     client.read_exact(&mut answer).unwrap();
     drop(client);
     until("the counters", || relay.counters().contains("\"connections\":0,\"total\":1"));
-    thread::sleep(guest::rest::PAUSE); // by then it is at rest, and has let go of its pages
+    thread::sleep(guest::rest::PAUSE + Duration::from_millis(500)); // by then it is at rest, and has let go of its pages
     let before = relay.sleeps();
     thread::sleep(vsock_relay::pump::LINGER);
     assert_eq!(relay.sleeps(), before, "something woke the relay");
