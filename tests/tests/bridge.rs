@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tests::bridge::fake::{self, Behaviour, Bridge, Envd, Vmm, get, request};
+use tests::bridge::fake::{self, Behaviour, Bridge, Envd, Folder, Vmm, free_port, get, request};
 use tests::bridge::{Bed, Fault};
 use tests::wait;
 
@@ -257,6 +257,30 @@ fn a_folder_of_sandboxes_is_followed_without_touching_the_others() {
     until("the removal", || !many[250].exists());
     assert!(request(&mut one, "/tag").is_err(), "a sandbox that is gone has no connections");
     assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
+}
+
+/// A listener without clients took a place for the client that might come: with fewer places than sandboxes the last ones never
+/// accepted anybody.
+#[test]
+fn sandboxes_without_clients_take_no_place_from_those_who_have_some() {
+    let (envd, folder) = (Envd::new("served"), Folder::new());
+    let addresses = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    for (name, address) in ["a", "b"].iter().zip(&addresses) {
+        folder.put(name, &format!("tcp:{address}"), &[envd.route()]);
+    }
+    let bridge = folder.serve(&["--max-connections", "1"]);
+    for address in [0, 0, 1, 1, 0].map(|index: usize| &addresses[index]) {
+        assert_eq!(get(address, "/tag").unwrap(), "served");
+    }
+    let mut first = TcpStream::connect(&addresses[0]).unwrap();
+    assert_eq!(request(&mut first, "/tag").unwrap(), "served");
+    let waiting = std::thread::spawn({
+        let address = addresses[1].clone();
+        move || get(&address, "/tag")
+    });
+    bridge.wait_said("1 connections, the limit: new ones wait until one ends");
+    drop(first);
+    assert_eq!(waiting.join().unwrap().unwrap(), "served");
 }
 
 /// A deleted namespace lives, with its devices and addresses, as long as one process is in it.

@@ -15,7 +15,6 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Semaphore;
 use vsock_relay::endpoint::Endpoint;
 
 use super::{
@@ -23,6 +22,7 @@ use super::{
     listener::{ListenError, Listener, bind},
     log::{Level, say},
     metrics::render,
+    places::Places,
     sandbox::{Sandbox, World},
 };
 
@@ -42,7 +42,7 @@ pub(super) type Roster = Arc<Mutex<Vec<Arc<Sandbox>>>>;
 
 pub(super) struct Fleet {
     world: World,
-    limit: Arc<Semaphore>,
+    places: Arc<Places>,
     served: BTreeMap<String, Served>,
     /// Entries whose address could not be opened, and what was said of it.
     missing: BTreeMap<String, (Entry, String)>,
@@ -52,10 +52,10 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    pub(super) fn new(world: World, max_connections: usize) -> Self {
+    pub(super) fn new(world: World, places: Arc<Places>) -> Self {
         Self {
             world,
-            limit: Arc::new(Semaphore::new(max_connections)),
+            places,
             served: BTreeMap::new(),
             missing: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -122,8 +122,9 @@ impl Fleet {
         let sandbox = Sandbox::new(name.to_owned(), entry.routes.clone(), self.world.clone());
         let listen = entry.listen.clone();
         let failed = |source| ListenError::Io { listen: listen.clone(), source };
-        let listener = Listener::start(listen.clone(), socket, Arc::clone(&sandbox), Arc::clone(&self.limit))
-            .map_err(failed)?;
+        let listener =
+            Listener::start(listen.clone(), socket, Arc::clone(&sandbox), Arc::clone(&self.places))
+                .map_err(failed)?;
         self.missing.remove(name);
         announce(name, &entry);
         self.served.insert(name.to_owned(), Served { entry, sandbox, retired: Vec::new(), listener });
@@ -183,8 +184,9 @@ impl Fleet {
         Arc::clone(&self.roster)
     }
 
-    /// Tells the page of metrics who is served.
+    /// Tells the page of metrics who is served, and how many files they take.
     fn enrol(&self) {
+        self.places.leave_room_for(self.served.len());
         let sandboxes = self.served.values().map(|served| Arc::clone(&served.sandbox)).collect();
         *self.roster.lock().unwrap_or_else(PoisonError::into_inner) = sandboxes;
     }

@@ -1,4 +1,10 @@
 //! The listening side of one sandbox: a task that accepts, and survives a want of descriptors or memory.
+//!
+//! | state | leaves |
+//! |---|---|
+//! | idle | a client comes → a place is sought |
+//! | a place is sought | one is free, now or once another client has left → accepts |
+//! | accepts | taken over, or the client has gone → idle; no descriptor or memory → pauses, then idle |
 
 use std::{
     io,
@@ -9,7 +15,7 @@ use std::{
 };
 
 use rustix::io::Errno;
-use tokio::{io::Interest, sync::Semaphore, task::AbortHandle, time::sleep};
+use tokio::{io::Interest, task::AbortHandle, time::sleep};
 use vsock_relay::{
     endpoint::{Endpoint, HalfClose},
     socket,
@@ -19,6 +25,7 @@ use super::{
     broker::{Broker, BrokerError},
     connect::{Stream, adopt},
     log::Level,
+    places::Places,
     sandbox::Sandbox,
 };
 
@@ -73,11 +80,11 @@ impl Listener {
         endpoint: Endpoint,
         socket: OwnedFd,
         sandbox: Arc<Sandbox>,
-        limit: Arc<Semaphore>,
+        places: Arc<Places>,
     ) -> io::Result<Self> {
         let socket = adopt(socket)?;
         let sandbox = Arc::new(Mutex::new(sandbox));
-        let accepting = accept_all(socket, endpoint.half_close(), Arc::clone(&sandbox), limit);
+        let accepting = accept_all(socket, endpoint.half_close(), Arc::clone(&sandbox), places);
         let task = tokio::spawn(accepting).abort_handle();
         let file = if let Endpoint::Unix(path) = endpoint { Some(path) } else { None };
         Ok(Self { sandbox, task, file })
@@ -99,23 +106,23 @@ impl Drop for Listener {
     }
 }
 
-async fn accept_all(
-    socket: Stream,
-    rule: HalfClose,
-    sandbox: Arc<Mutex<Arc<Sandbox>>>,
-    limit: Arc<Semaphore>,
-) {
+async fn accept_all(socket: Stream, rule: HalfClose, sandbox: Arc<Mutex<Arc<Sandbox>>>, places: Arc<Places>) {
     let current = || Arc::clone(&sandbox.lock().unwrap_or_else(PoisonError::into_inner));
     let mut pause = FIRST_PAUSE;
     let mut told = false;
     loop {
-        let Ok(permit) = Arc::clone(&limit).acquire_owned().await else { return };
-        match socket.async_io(Interest::READABLE, || Ok(socket::accept(&socket)?)).await {
+        // Only a client that has come takes a place.
+        if socket.readable().await.is_err() {
+            return;
+        }
+        let Some(place) = places.take(&current().name).await else { return };
+        match socket.try_io(Interest::READABLE, || Ok(socket::accept(&socket)?)) {
             Ok(client) => {
                 pause = FIRST_PAUSE;
                 told = false;
-                current().take(client, rule, permit);
+                current().take(client, rule, place);
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {
                 if !told {
@@ -123,7 +130,7 @@ async fn accept_all(
                     current().say(Level::Error, "accept", &text, &[]);
                 }
                 told = true;
-                drop(permit);
+                drop(place);
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }

@@ -18,6 +18,7 @@ mod log;
 mod metrics;
 mod notify;
 mod page;
+mod places;
 mod presence;
 mod privilege;
 mod probe;
@@ -35,13 +36,12 @@ use clap::{ArgGroup, Args};
 use vsock_relay::endpoint::{Endpoint, EndpointError};
 
 pub use log::Format;
+use places::Places;
 
 use crate::exit::{Exit, Failure, Fatal};
 
-/// Files that are no connections: stdio, listeners, epoll, the folder's watch, scrapes.
-const RESERVED_FILES: u64 = 64;
-/// Files of one connection, and of the probe that may precede it.
-const FILES_PER_CONNECTION: u64 = 2;
+/// Listeners that there may be one day: the limit of open files cannot be raised any more once privileges are dropped.
+const LISTENERS: usize = 4096;
 
 /// What the command takes.
 #[derive(Debug, Clone, Args)]
@@ -150,7 +150,8 @@ impl Fatal for BridgeError {
 pub fn run(args: BridgeArgs) -> Result<Exit, Failure> {
     log::init(args.log);
     check_routes(&args)?;
-    let max_connections = raise_files(args.max_connections);
+    let max_connections = args.max_connections as usize;
+    let places = Places::new(max_connections, raise_files(max_connections));
     let broker = if privilege::may_enter_namespaces() {
         Some(broker::start().map_err(BridgeError::Broker)?)
     } else {
@@ -162,7 +163,7 @@ pub fn run(args: BridgeArgs) -> Result<Exit, Failure> {
         .enable_all()
         .build()
         .map_err(|source| BridgeError::Setup { operation: "starting the event loop", source })?;
-    runtime.block_on(service::serve(args, broker, max_connections))?;
+    runtime.block_on(service::serve(args, broker, places))?;
     Ok(Exit::Ok)
 }
 
@@ -191,25 +192,14 @@ fn check_namespaces(args: &BridgeArgs) -> Result<(), BridgeError> {
     }
 }
 
-/// Raises the limit of open files as far as it goes; returns how many connections that allows.
-fn raise_files(wanted: u32) -> usize {
+/// Raises the limit of open files as far as it goes; returns what it is then.
+fn raise_files(clients: usize) -> usize {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted as usize };
-    let needed = u64::from(wanted) * FILES_PER_CONNECTION + RESERVED_FILES;
+    let needed = places::files_for(clients, LISTENERS) as u64;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return needed as usize };
     // Root may go beyond the hard limit.
-    let files = if setrlimit(Resource::RLIMIT_NOFILE, needed.max(hard), needed.max(hard)).is_ok() {
-        needed.max(hard)
-    } else if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
-        hard
-    } else {
-        soft
-    };
-    let possible = (files.saturating_sub(RESERVED_FILES) / FILES_PER_CONNECTION).max(1);
-    if possible < u64::from(wanted) {
-        let text = format!(
-            "only {files} files may be open: serving {possible} connections at once instead of {wanted}"
-        );
-        log::say(log::Level::Warn, None, "files", &text, &[]);
-    }
-    possible.min(u64::from(wanted)) as usize
+    let possible = [needed.max(hard), hard];
+    let raised =
+        possible.into_iter().find(|files| setrlimit(Resource::RLIMIT_NOFILE, *files, *files).is_ok());
+    usize::try_from(raised.unwrap_or(soft)).unwrap_or(usize::MAX)
 }

@@ -19,7 +19,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, watch},
+    sync::{Notify, watch},
     task::AbortHandle,
     time::sleep,
 };
@@ -34,6 +34,7 @@ use super::{
     forward::{Meter, Outcome, forward, with_pool},
     log::{Level, say},
     metrics::{RouteMetrics, RouteSample, Sample, SandboxMetrics},
+    places::Place,
     presence::{self, Presence},
     prober,
     schedule::HEDGE,
@@ -165,7 +166,7 @@ impl Sandbox {
     }
 
     /// Takes over a client that was accepted.
-    pub(super) fn take(self: &Arc<Self>, client: OwnedFd, rule: HalfClose, permit: OwnedSemaphorePermit) {
+    pub(super) fn take(self: &Arc<Self>, client: OwnedFd, rule: HalfClose, place: Place) {
         self.metrics.accepted.add(1);
         self.asked(self.millis(Instant::now()));
         let client = match adopt(client) {
@@ -178,7 +179,7 @@ impl Sandbox {
         let membership = Membership::new(self);
         let id = membership.id;
         let task = tokio::spawn(
-            Client { stream: client, rule, membership, heard: Arc::clone(&heard), _permit: permit }.serve(),
+            Client { stream: client, rule, membership, heard: Arc::clone(&heard), _place: place }.serve(),
         );
         // The task cannot have run yet: the bridge is one thread.
         self.lock().open.insert(id, Open { route: None, task: task.abort_handle(), heard });
@@ -333,7 +334,7 @@ struct Client {
     membership: Membership,
     heard: Arc<AtomicU64>,
     /// Its place among all connections of the bridge.
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// Counts the bytes of one connection.

@@ -25,6 +25,7 @@ use super::{
     log::{Level, say},
     notify::{notify, reloading},
     page,
+    places::Places,
     sandbox::{Policy, World},
     watch::Watch,
 };
@@ -43,13 +44,13 @@ struct Service {
 pub(super) async fn serve(
     args: BridgeArgs,
     broker: Option<Started>,
-    max_connections: usize,
+    places: Arc<Places>,
 ) -> Result<(), BridgeError> {
     let broker = broker.map(Broker::attach).transpose().map_err(setup("attaching the helper process"))?;
     let policy = Policy { hold: args.hold, return_after: args.return_after };
     let world = World { broker: broker.clone(), policy, started: Instant::now() };
     let mut signals = Signals::new().map_err(setup("watching for signals"))?;
-    let mut service = Service { fleet: Fleet::new(world, max_connections), args, watch: None };
+    let mut service = Service { fleet: Fleet::new(world, places), args, watch: None };
     service.begin().await?;
     service.serve_metrics(broker.as_ref()).await?;
     notify(&format!("READY=1\nSTATUS=serving {} sandboxes", service.fleet.len()));

@@ -19,6 +19,9 @@ use nix::poll::{PollFd, PollFlags, poll};
 use crate::net::NetNs;
 use crate::wait;
 
+/// Far more than a bridge takes for anything.
+const BOUND: Duration = Duration::from_secs(30);
+
 /// A folder that goes when it is dropped.
 #[derive(Debug)]
 pub struct Dir(PathBuf);
@@ -35,6 +38,46 @@ impl Dir {
     pub fn path(&self) -> &Path {
         &self.0
     }
+}
+
+/// A folder of entries for `--config`.
+#[derive(Debug)]
+pub struct Folder(Dir);
+
+impl Folder {
+    #[expect(clippy::new_without_default, reason = "it makes a folder")]
+    pub fn new() -> Self {
+        Self(dir())
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// As what starts a sandbox does: written under another name and renamed in.
+    pub fn put(&self, name: &str, listen: &str, routes: &[String]) {
+        let text = format!("listen = '{listen}'\nroutes = {routes:?}\n");
+        let temporary = self.path().join(".tmp");
+        std::fs::write(&temporary, text).unwrap();
+        std::fs::rename(temporary, self.file(name)).unwrap();
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path().join(format!("{name}.toml"))
+    }
+
+    /// A bridge that serves it.
+    pub fn serve(&self, more: &[&str]) -> Bridge {
+        let path = self.path().display().to_string();
+        let bridge = Bridge::start_with(&[&["--config", &path][..], more].concat());
+        bridge.wait_said("metrics on");
+        bridge
+    }
+}
+
+/// A free port of loopback.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 impl Drop for Dir {
@@ -358,16 +401,20 @@ pub struct Bridge {
 impl Bridge {
     /// On a free port of loopback; returns when it listens.
     pub fn start(routes: &[String], more: &[&str]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let listen = format!("tcp:127.0.0.1:{port}");
         let mut args = vec!["--listen", &listen];
         routes.iter().for_each(|route| args.extend(["--route", route]));
         args.extend(more);
         let mut bridge = Self::start_with(&args);
         bridge.port = port;
-        wait::until("the bridge", wait::BOUND, || Ok(bridge.log().contains("metrics on").then_some(())))
-            .unwrap();
+        bridge.wait_said("metrics on");
         bridge
+    }
+
+    /// Waits until it has said `text`.
+    pub fn wait_said(&self, text: &str) {
+        wait::until(text, BOUND, || Ok(self.log().contains(text).then_some(()))).unwrap();
     }
 
     pub fn start_with(args: &[&str]) -> Self {
