@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -202,6 +203,20 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_refused() {
     assert_eq!(second.exit_code(), 7);
     let log = second.log();
     assert!(log.contains("another process has it") && log.lines().count() <= 2, "{log}");
+}
+
+#[test]
+fn a_socket_that_is_anothers_is_not_said_to_be_in_use() {
+    let (envd, dir) = (Envd::new("e"), fake::dir());
+    let path = dir.path().join("listen.sock");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
+    let listen = format!("unix:{}", path.display());
+    let bridge = Bridge::start_with(&["--listen", &listen, "--route", &envd.route()]);
+    assert_eq!(bridge.exit_code(), 5);
+    let log = bridge.log();
+    assert!(log.contains("nobody can tell whether it is in use (Permission denied"), "{log}");
 }
 
 #[test]

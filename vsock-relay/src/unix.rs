@@ -3,12 +3,20 @@
 //! A VMM's socket often lies deep: `/proc/4711/root/srv/…/v.sock`. `/proc/self/fd/N/v.sock` names the same file.
 
 use std::{
+    fs::FileType,
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::FileTypeExt,
+    },
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+    net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
 
 /// The longest path (bytes) that fits `sun_path` with its closing zero.
 pub const MAX_SUN_PATH: usize = 107;
@@ -40,23 +48,52 @@ impl ShortPath {
     }
 }
 
-/// Removes a socket file that nobody listens on any more. `AddrInUse` when somebody does, or when it is no socket.
+/// Removes a socket file that nobody listens on any more. `AddrInUse` when somebody does; any other error says what is there
+/// instead. It never waits: an owner that is stopped would make it wait for ever.
 pub fn remove_stale(path: &Path) -> io::Result<()> {
-    use std::os::unix::{fs::FileTypeExt, net::UnixStream};
-
     let metadata = match path.symlink_metadata() {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
     if !metadata.file_type().is_socket() {
-        return Err(io::Error::from(io::ErrorKind::AddrInUse));
+        return Err(no_socket(path, metadata.file_type()));
     }
-    match UnixStream::connect(ShortPath::new(path)?.as_path()) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        _ => Err(io::Error::from(io::ErrorKind::AddrInUse)),
+    match try_connect(path) {
+        Ok(Err(Errno::CONNREFUSED)) => std::fs::remove_file(path),
+        Ok(Err(Errno::NOENT)) => Ok(()),
+        Ok(Err(errno @ (Errno::ACCESS | Errno::PERM))) => Err(unknown_owner(errno)),
+        // Somebody takes the connection, has a backlog that is full, or a socket of another type.
+        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) => Err(error),
     }
+}
+
+fn try_connect(path: &Path) -> io::Result<Result<(), Errno>> {
+    let flags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let short = ShortPath::new(path)?;
+    Ok(net::connect(&socket, &SocketAddrUnix::new(short.as_path())?))
+}
+
+fn no_socket(path: &Path, kind: FileType) -> io::Error {
+    let what = match std::fs::read_link(path) {
+        Ok(target) => format!("a symbolic link to {}", target.display()),
+        Err(_) if kind.is_dir() => "a folder".to_owned(),
+        Err(_) if kind.is_file() => "a plain file".to_owned(),
+        Err(_) => "a device or pipe".to_owned(),
+    };
+    let text = format!("{what} is there, and no socket: move it away, or listen elsewhere");
+    io::Error::new(io::ErrorKind::AlreadyExists, text)
+}
+
+fn unknown_owner(errno: Errno) -> io::Error {
+    let reason = io::Error::from(errno);
+    let text = format!(
+        "a socket is there that may not be connected to, so nobody can tell whether it is in use ({reason}): remove it, or \
+         listen elsewhere"
+    );
+    io::Error::new(io::ErrorKind::PermissionDenied, text)
 }
 
 #[cfg(test)]
@@ -78,6 +115,47 @@ mod tests {
         let listener = UnixListener::bind(ShortPath::new(&path).unwrap().as_path()).unwrap();
         UnixStream::connect(ShortPath::new(&path).unwrap().as_path()).unwrap();
         listener.accept().unwrap();
+    }
+
+    /// Its owner is stopped, and as many wait for it as may: a connect that waits would hang whoever starts, or reloads.
+    #[test]
+    fn a_socket_whose_owner_takes_nobody_is_in_use() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("s");
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let new_socket =
+            || net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None);
+        let listener = new_socket().unwrap();
+        net::bind(&listener, &address).unwrap();
+        net::listen(&listener, 1).unwrap();
+        let waiting = std::iter::from_fn(|| {
+            let socket = new_socket().unwrap();
+            net::connect(&socket, &address).ok().map(|()| socket)
+        });
+        let _waiting: Vec<_> = waiting.collect();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || tell.send(remove_stale(&path).map_err(|error| error.kind())));
+        let result = told.recv_timeout(std::time::Duration::from_secs(30)).expect("it does not wait");
+        assert_eq!(result, Err(io::ErrorKind::AddrInUse));
+    }
+
+    #[test]
+    fn what_is_no_socket_is_said_to_be_what_it_is() {
+        let base = tempfile::tempdir().unwrap();
+        let at = |name: &str| base.path().join(name);
+        std::fs::write(at("file"), "precious").unwrap();
+        std::fs::create_dir(at("folder")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", at("link")).unwrap();
+        for (name, is) in [
+            ("file", "a plain file is there"),
+            ("folder", "a folder is there"),
+            ("link", "a symbolic link to /nowhere is there"),
+        ] {
+            let error = remove_stale(&at(name)).unwrap_err();
+            assert_ne!(error.kind(), io::ErrorKind::AddrInUse, "{name}");
+            assert!(error.to_string().contains(is), "{name}: {error}");
+            assert!(at(name).symlink_metadata().is_ok(), "{name} is left alone");
+        }
     }
 
     #[test]
