@@ -142,7 +142,7 @@ pub(super) fn judge(
     if matches!(kind, "target" | "slice" | "scope" | "device") {
         return Ok(None);
     }
-    if let Some(service) = known::shipped_for(name) {
+    if let Some(service) = known::shipped_for(files, name)? {
         return Ok(Some(Verdict::Shipped { service: service.to_owned() }));
     }
     if let Some(how) =

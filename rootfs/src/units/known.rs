@@ -1,5 +1,7 @@
 //! Units that are known by name: what we ship a definition for, and what PID 1 covers.
 
+use guest::service::Service;
+
 use crate::{ext4::Error, keep::files::Files, keep::unit};
 
 macro_rules! shipped {
@@ -23,9 +25,23 @@ pub(super) const SHIPPED: &[(&str, &str, &[&str])] = &[
     ("sshd", shipped!("sshd"), &["ssh.service", "sshd.service", "ssh.socket"]),
 ];
 
-/// The definition that stands for a unit.
-pub(super) fn shipped_for(unit: &str) -> Option<&'static str> {
-    SHIPPED.iter().find(|(_, _, units)| units.contains(&unit)).map(|(name, ..)| *name)
+/// The definition that stands for a unit in this image.
+pub(super) fn shipped_for(files: &impl Files, unit: &str) -> Result<Option<&'static str>, Error> {
+    let Some((name, text, _)) = SHIPPED.iter().find(|(_, _, units)| units.contains(&unit)) else {
+        return Ok(None);
+    };
+    Ok(fits(files, name, text)?.then_some(*name))
+}
+
+/// Whether a definition's paths are there. Another distribution has the same unit with other ones (Fedora's chronyd has
+/// /etc/chrony.conf), and there the definition would start nothing.
+pub(super) fn fits(files: &impl Files, name: &str, text: &str) -> Result<bool, Error> {
+    for path in Service::parse(name, text).value.only_if {
+        if !files.exists(&path.to_string_lossy())? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether one of the units is there at all. A getty's always is; it never starts by itself.

@@ -135,6 +135,10 @@ fn open_rc(files: &impl Files, survey: &mut Survey) -> Result<Vec<Definition>, E
 fn shipped(files: &impl Files, survey: &mut Survey, definitions: &[Definition]) -> Result<(), Error> {
     let has_systemd = survey.init == "systemd";
     for (name, text, units) in known::SHIPPED {
+        // One that was turned from the image's own unit takes the place of ours, which has nothing to start here.
+        if definitions.iter().any(|definition| definition.name == *name) {
+            continue;
+        }
         let wanted = survey.reports.iter().any(|report| units.contains(&report.unit.as_str()));
         let mut text = (*text).to_owned();
         let needed = definitions.iter().any(|definition| definition.needs.iter().any(|need| need == name));

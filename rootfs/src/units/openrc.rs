@@ -143,7 +143,7 @@ pub(super) fn reports(files: &impl Files, definitions: &mut Vec<Definition>) -> 
 }
 
 fn judge(files: &impl Files, name: &str) -> Result<Verdict, Error> {
-    if let Some(service) = known::shipped_for(&format!("{name}.service")) {
+    if let Some(service) = known::shipped_for(files, &format!("{name}.service"))? {
         return Ok(Verdict::Shipped { service: service.to_owned() });
     }
     if name == "local" {

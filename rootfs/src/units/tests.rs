@@ -20,6 +20,10 @@ fn image() -> FakeFiles {
         .file("/usr/bin/check", "")
 }
 
+fn with_sshd(files: FakeFiles) -> FakeFiles {
+    files.file("/usr/sbin/sshd", "").file("/usr/bin/ssh-keygen", "")
+}
+
 fn with(files: FakeFiles, name: &str, text: &str) -> FakeFiles {
     let path = format!("/usr/lib/systemd/system/{name}");
     files.file(&path, text).to(&format!("{WANTS}/{name}"), &path)
@@ -205,8 +209,8 @@ fn a_clusters_instance_is_found_as_debians_generator_would() {
 
 #[test]
 fn shipped_definitions_parse_and_stay_off_where_the_owner_turned_the_unit_off() {
-    let survey =
-        survey(&with(image(), "ssh.service", "").file("/usr/lib/systemd/system/cron.service", "")).unwrap();
+    let files = with(with_sshd(image()), "ssh.service", "").file("/usr/lib/systemd/system/cron.service", "");
+    let survey = survey(&files).unwrap();
     assert_eq!(verdict(&survey, "ssh.service"), Verdict::Shipped { service: "sshd".into() });
     assert!(service(&survey, "sshd").enabled && !service(&survey, "cron").enabled);
     assert!(!service(&survey, "dbus").enabled && !service(&survey, "getty").enabled);
@@ -305,7 +309,8 @@ fn openrc_image() -> FakeFiles {
     let enabled = |files: FakeFiles, level: &str, name: &str| {
         files.to(&format!("/etc/runlevels/{level}/{name}"), &format!("/etc/init.d/{name}"))
     };
-    let files = FakeFiles::default().to("/sbin/init", "/sbin/openrc-init").file("/sbin/openrc-init", "");
+    let files =
+        with_sshd(FakeFiles::default().to("/sbin/init", "/sbin/openrc-init").file("/sbin/openrc-init", ""));
     let levels = [
         ("sysinit", "devfs"),
         ("boot", "hostname"),
@@ -356,6 +361,19 @@ fn daemons_of_busybox_are_turned_and_those_of_other_packages_are_not() {
     assert!(crond.command.ends_with(&["/usr/sbin/crond".into(), "-f".into(), "$CRON_OPTS".into()]));
     assert!(crond.command.contains(&"-/etc/conf.d/crond".into()));
     assert_eq!(crond.after, ["syslog", "tmpfiles"]);
+}
+
+/// Fedora's chronyd, with its /etc/chrony.conf, was called shipped and never started.
+#[test]
+fn a_unit_whose_definition_has_nothing_to_start_here_is_turned_from_its_own_file() {
+    let unit = "[Service]\nExecStart=/usr/sbin/chronyd -n\n";
+    let fedora = with(image(), "chronyd.service", unit).file("/usr/sbin/chronyd", "");
+    let found = survey(&fedora).unwrap();
+    assert!(matches!(verdict(&found, "chronyd.service"), Verdict::Convertible { .. }));
+    assert_eq!(found.services.iter().filter(|(name, _)| name == "chronyd").count(), 1);
+    assert!(service(&found, "chronyd").command.contains(&"-n".into()));
+    let debian = fedora.file("/etc/chrony/chrony.conf", "");
+    assert!(matches!(verdict(&survey(&debian).unwrap(), "chronyd.service"), Verdict::Shipped { .. }));
 }
 
 /// The definition of Debian's cron runs `cron`; a `crond.service` is another program's.
