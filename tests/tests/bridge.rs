@@ -298,6 +298,37 @@ fn sandboxes_without_clients_take_no_place_from_those_who_have_some() {
     assert_eq!(waiting.join().unwrap().unwrap(), "served");
 }
 
+/// The new owner's address was opened before the old one's was closed: it counted as another process's, and was tried again only
+/// five seconds later.
+#[test]
+fn addresses_that_change_hands_in_one_reload_are_served_at_once() {
+    let (one, two, dir) = (Envd::new("one"), Envd::new("two"), fake::dir());
+    let addresses = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let (file, temporary) = (dir.path().join("all.toml"), dir.path().join("all.tmp"));
+    let write = |entries: [(&str, &str, &Envd); 2]| {
+        let entry = |(name, address, envd): (&str, &str, &Envd)| {
+            format!("[sandbox.{name}]\nlisten = 'tcp:{address}'\nroutes = ['{}']\n", envd.route())
+        };
+        std::fs::write(&temporary, entries.map(entry).concat()).unwrap();
+        std::fs::rename(&temporary, &file).unwrap();
+    };
+    let [first, second] = [addresses[0].as_str(), addresses[1].as_str()];
+    write([("a", first, &one), ("b", second, &two)]);
+    let bridge = Bridge::start_with(&["--config", &file.display().to_string()]);
+    bridge.wait_said("metrics on");
+    let served = || addresses.each_ref().map(|address| get(address, "/tag").unwrap());
+    assert_eq!(served(), ["one", "two"]);
+    let reloads = |count| bridge.log().matches("configuration read again").count() == count;
+    write([("a", second, &one), ("b", first, &two)]);
+    until("the swap", || reloads(1));
+    assert!(!bridge.log().contains("error: "), "{}", bridge.log());
+    assert_eq!(served(), ["two", "one"]);
+    write([("c", second, &one), ("b", first, &two)]);
+    until("the new name", || reloads(2));
+    assert!(!bridge.log().contains("error: "), "{}", bridge.log());
+    assert_eq!(served(), ["two", "one"]);
+}
+
 /// A deleted namespace lives, with its devices and addresses, as long as one process is in it.
 #[test]
 fn a_namespace_is_left_again_once_its_socket_is_made() {

@@ -72,14 +72,14 @@ impl Fleet {
             .filter(|name| !config.entries.contains_key(*name) && !config.refused.contains_key(*name))
             .cloned()
             .collect();
+        // Addresses are freed before others may take them.
         for name in gone {
-            self.stop(&name);
+            self.stop(&name).await;
         }
         self.missing.retain(|name, (entry, _)| config.entries.get(name) == Some(entry));
-        // Addresses are freed before others may take them.
         for (name, entry) in &config.entries {
             if self.served.get(name).is_some_and(|served| served.entry.listen != entry.listen) {
-                self.stop(name);
+                self.stop(name).await;
             }
         }
         for (index, (name, entry)) in config.entries.into_iter().enumerate() {
@@ -131,8 +131,10 @@ impl Fleet {
         Ok(())
     }
 
-    fn stop(&mut self, name: &str) {
+    /// The address is free when this has ended.
+    async fn stop(&mut self, name: &str) {
         if let Some(served) = self.served.remove(name) {
+            served.listener.close().await;
             let retired = served.retired.iter().filter_map(Weak::upgrade);
             let clients: usize = retired.chain([served.sandbox]).map(|sandbox| sandbox.close_all()).sum();
             let text = format!("no longer served on {}; closed {clients} connections", served.entry.listen);

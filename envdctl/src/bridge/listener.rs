@@ -15,7 +15,7 @@ use std::{
 };
 
 use rustix::io::Errno;
-use tokio::{io::Interest, task::AbortHandle, time::sleep};
+use tokio::{io::Interest, task::JoinHandle, time::sleep};
 use vsock_relay::{
     endpoint::{Endpoint, HalfClose},
     socket,
@@ -45,12 +45,12 @@ pub enum ListenError {
     Broker { listen: Endpoint, source: BrokerError },
 }
 
-/// A sandbox's listener; dropped, it closes (and a unix socket's file is removed).
+/// A sandbox's listener; dropped, it closes in a while (and a unix socket's file is removed), see [`Self::close`].
 #[derive(Debug)]
 pub(super) struct Listener {
     /// Who the clients are given to; changes when the sandbox's routes do.
     sandbox: Arc<Mutex<Arc<Sandbox>>>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
     file: Option<PathBuf>,
 }
 
@@ -85,7 +85,7 @@ impl Listener {
         let socket = adopt(socket)?;
         let sandbox = Arc::new(Mutex::new(sandbox));
         let accepting = accept_all(socket, endpoint.half_close(), Arc::clone(&sandbox), places);
-        let task = tokio::spawn(accepting).abort_handle();
+        let task = tokio::spawn(accepting);
         let file = if let Endpoint::Unix(path) = endpoint { Some(path) } else { None };
         Ok(Self { sandbox, task, file })
     }
@@ -93,6 +93,15 @@ impl Listener {
     /// New clients go to `sandbox` from now on.
     pub(super) fn lead_to(&self, sandbox: Arc<Sandbox>) {
         *self.sandbox.lock().unwrap_or_else(PoisonError::into_inner) = sandbox;
+    }
+}
+
+impl Listener {
+    /// Once this has ended another may have the address: a task that is aborted lets go of its socket only when it is its turn.
+    pub(super) async fn close(mut self) {
+        self.task.abort();
+        // An error: it was aborted.
+        let _ = (&mut self.task).await;
     }
 }
 
