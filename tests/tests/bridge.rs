@@ -329,6 +329,32 @@ fn addresses_that_change_hands_in_one_reload_are_served_at_once() {
     assert_eq!(served(), ["two", "one"]);
 }
 
+/// The watch went with the folder it was on, without a word.
+#[test]
+fn a_folder_that_is_replaced_or_made_anew_is_followed_again() {
+    let (envd, folder) = (Envd::new("again"), Folder::new());
+    let put = |name: &str| {
+        let address = format!("127.0.0.1:{}", free_port());
+        folder.put(name, &format!("tcp:{address}"), &[envd.route()]);
+        address
+    };
+    let first = put("first");
+    let bridge = folder.serve(&[]);
+    std::fs::rename(folder.path(), folder.path().with_extension("old")).unwrap();
+    bridge.wait_said("everything is left as it was");
+    assert_eq!(get(&first, "/tag").unwrap(), "again");
+    std::fs::create_dir(folder.path()).unwrap();
+    until("the empty folder", || get(&first, "/tag").is_err());
+    let second = put("second");
+    until("an entry of the new folder", || get(&second, "/tag").is_ok());
+    std::fs::remove_dir_all(folder.path()).unwrap();
+    until("the loss", || bridge.log().matches("everything is left as it was").count() == 2);
+    std::fs::rename(folder.path().with_extension("old"), folder.path()).unwrap();
+    until("an entry of the folder that came back", || get(&first, "/tag").is_ok());
+    let third = put("third");
+    until("a new entry in it", || get(&third, "/tag").is_ok());
+}
+
 /// A deleted namespace lives, with its devices and addresses, as long as one process is in it.
 #[test]
 fn a_namespace_is_left_again_once_its_socket_is_made() {

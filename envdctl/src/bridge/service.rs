@@ -3,10 +3,12 @@
 //! | state | leaves |
 //! |---|---|
 //! | serving | SIGHUP or a changed folder → reads the configuration and goes on; SIGTERM or SIGINT → draining |
+//! | serving, though something could not be opened or watched | every [`RETRY`] it is tried again |
 //! | draining | addresses closed; all connections done, the bound over, or a second signal → ended |
 
 use std::{
     io,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -39,6 +41,8 @@ struct Service {
     args: BridgeArgs,
     fleet: Fleet,
     watch: Option<Watch>,
+    /// That the configuration cannot be watched was said.
+    unwatched: bool,
 }
 
 pub(super) async fn serve(
@@ -50,7 +54,7 @@ pub(super) async fn serve(
     let policy = Policy { hold: args.hold, return_after: args.return_after };
     let world = World { broker: broker.clone(), policy, started: Instant::now() };
     let mut signals = Signals::new().map_err(setup("watching for signals"))?;
-    let mut service = Service { fleet: Fleet::new(world, places), args, watch: None };
+    let mut service = Service { fleet: Fleet::new(world, places), args, watch: None, unwatched: false };
     service.begin().await?;
     service.serve_metrics(broker.as_ref()).await?;
     notify(&format!("READY=1\nSTATUS=serving {} sandboxes", service.fleet.len()));
@@ -104,17 +108,31 @@ impl Service {
             return self.fleet.serve_only(ONLY, entry).await.map_err(BridgeError::Listen);
         };
         // Watched first: a change while it is read is not missed.
-        match Watch::new(path) {
-            Ok(watch) => self.watch = Some(watch),
-            Err(error) => {
-                let text = format!("cannot watch {} ({error}): send SIGHUP after a change", path.display());
-                say(Level::Warn, None, "watch", &text, &[]);
-            }
-        }
-        let config = config::read(path).and_then(|config| config.serving_something(path));
+        let path = path.clone();
+        self.renew_watch(&path);
+        let config = config::read(&path).and_then(|config| config.serving_something(&path));
         let config = config.map_err(BridgeError::Config)?;
         self.fleet.apply(config).await;
         Ok(())
+    }
+
+    /// Watches what is at the path now. Where that is not possible it is said once, and tried again.
+    fn renew_watch(&mut self, path: &Path) {
+        let result = match &mut self.watch {
+            Some(watch) => watch.renew(),
+            None => Watch::new(path).map(|watch| self.watch = Some(watch)),
+        };
+        let unwatched = std::mem::replace(&mut self.unwatched, result.is_err());
+        if let Err(error) = result
+            && !unwatched
+        {
+            let text = format!(
+                "cannot watch {} ({error}), trying again every {} s: send SIGHUP after a change",
+                path.display(),
+                RETRY.as_secs()
+            );
+            say(Level::Warn, None, "watch", &text, &[]);
+        }
     }
 
     async fn serve_metrics(&self, broker: Option<&Arc<Broker>>) -> Result<(), BridgeError> {
@@ -128,21 +146,32 @@ impl Service {
 
     async fn run(&mut self, signals: &mut Signals) {
         let name = loop {
-            let retry = self.fleet.is_incomplete();
+            let retry = self.fleet.is_incomplete() || self.unwatched;
             tokio::select! {
                 signal = signals.next() => match signal {
                     Some(name) => break name,
                     None => self.reload("SIGHUP").await,
                 },
-                () = changed(self.watch.as_ref()) => self.reload("a change of its files").await,
-                () = sleep(RETRY), if retry => self.fleet.retry().await,
+                () = changed(self.watch.as_mut()) => self.reload("a change of its files").await,
+                () = sleep(RETRY), if retry => self.retry().await,
             }
         };
         self.drain(name, signals).await;
     }
 
+    /// Tries again what could not be opened or watched. What changed while nothing was watched is read as well.
+    async fn retry(&mut self) {
+        self.fleet.retry().await;
+        if let Some(path) = self.args.config.clone().filter(|_| self.unwatched) {
+            self.renew_watch(&path);
+            if !self.unwatched {
+                self.reload("it could be watched again").await;
+            }
+        }
+    }
+
     async fn reload(&mut self, cause: &str) {
-        let Some(path) = &self.args.config else {
+        let Some(path) = self.args.config.clone() else {
             say(
                 Level::Info,
                 None,
@@ -153,7 +182,9 @@ impl Service {
             return;
         };
         reloading();
-        match config::read(path) {
+        // First, as at the start: the folder may be another one of the same name.
+        self.renew_watch(&path);
+        match config::read(&path) {
             Ok(config) => {
                 self.fleet.apply(config).await;
                 let count = self.fleet.len();
@@ -188,7 +219,7 @@ impl Service {
 }
 
 /// Never ends where nothing is watched.
-async fn changed(watch: Option<&Watch>) {
+async fn changed(watch: Option<&mut Watch>) {
     match watch {
         Some(watch) => watch.changed().await,
         None => std::future::pending().await,
