@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     io,
+    ops::{Deref, DerefMut},
     pin::{Pin, pin},
     task::{Context, Poll, Waker},
     time::Duration,
@@ -14,6 +15,7 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 use vsock_relay::{
+    endpoint::HalfClose,
     pool::{Limits, Pool},
     pump::{HALF_OPEN_IDLE, Phase, Pump, Side, Stream as PumpStream},
 };
@@ -36,6 +38,37 @@ thread_local! {
 /// Runs `work` with the thread's buffers.
 pub(super) fn with_pool<T>(work: impl FnOnce(&mut Pool) -> T) -> T {
     POOL.with_borrow_mut(work)
+}
+
+/// A pump of this thread. Its buffers go back to the thread's pool however its connection ends: most tasks of a route that broke
+/// are aborted, and a buffer that stayed with one of them counts as lent for ever.
+pub(super) struct PooledPump(Pump);
+
+impl PooledPump {
+    pub(super) const fn new(client_rule: HalfClose, target_rule: HalfClose) -> Self {
+        Self(Pump::new(client_rule, target_rule))
+    }
+}
+
+impl Deref for PooledPump {
+    type Target = Pump;
+
+    fn deref(&self) -> &Pump {
+        &self.0
+    }
+}
+
+impl DerefMut for PooledPump {
+    fn deref_mut(&mut self) -> &mut Pump {
+        &mut self.0
+    }
+}
+
+impl Drop for PooledPump {
+    fn drop(&mut self) {
+        // Where the thread's pool has gone already, nobody counts any more.
+        let _ = POOL.try_with(|pool| self.0.close(&mut pool.borrow_mut()));
+    }
 }
 
 /// Told about every turn that moved bytes, so that counters and the watch over silent routes stay true.
@@ -237,5 +270,46 @@ impl Bound {
             }
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use vsock_relay::pool::LARGE;
+
+    use super::*;
+
+    /// Counts nothing.
+    struct Deaf;
+
+    impl Meter for Deaf {
+        fn moved(&self, _up: u64, _down: u64) {}
+    }
+
+    /// A connection whose target takes nothing, left with a byte on the way, as an abort leaves it.
+    async fn cut_short() {
+        let (mut client, peer) = Stream::pair().unwrap();
+        let (mut target, _sink) = Stream::pair().unwrap();
+        target.writable().await.unwrap();
+        while target.try_write(&[0; 1 << 16]).is_ok() {}
+        peer.writable().await.unwrap();
+        peer.try_write(b"x").unwrap();
+        client.readable().await.unwrap();
+        let mut pump = PooledPump::new(HalfClose::Kept, HalfClose::Kept);
+        let mut forwarding = Box::pin(forward(&mut client, &mut target, &mut pump, &Deaf));
+        poll_fn(|context| Poll::Ready(forwarding.as_mut().poll(context).is_pending())).await;
+        drop(forwarding);
+        assert!(pump.keeps_bytes());
+    }
+
+    /// After as many as the pool lends, the whole bridge read in small pieces until it was restarted.
+    #[tokio::test]
+    async fn connections_that_were_cut_short_give_their_buffers_back() {
+        for _ in 0..300 {
+            cut_short().await;
+        }
+        assert_eq!(with_pool(|pool| pool.take()).len(), LARGE);
     }
 }

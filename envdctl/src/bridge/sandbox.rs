@@ -31,7 +31,7 @@ use vsock_relay::{
 use super::{
     broker::Broker,
     connect::{Connected, Limits, Stream, adopt, connect},
-    forward::{Meter, Outcome, forward, with_pool},
+    forward::{Meter, Outcome, PooledPump, forward, with_pool},
     log::{Level, say},
     metrics::{RouteMetrics, RouteSample, Sample, SandboxMetrics},
     places::Place,
@@ -362,7 +362,7 @@ impl Meter for RouteMeter<'_> {
 impl Client {
     async fn serve(mut self) {
         let sandbox = Arc::clone(&self.membership.sandbox);
-        let mut pump = Pump::new(self.rule, HalfClose::Kept);
+        let mut pump = PooledPump::new(self.rule, HalfClose::Kept);
         let deadline = Instant::now() + sandbox.world.policy.hold;
         let mut pause = FIRST_PAUSE;
         loop {
@@ -374,7 +374,6 @@ impl Client {
             sleep(jitter(pause)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        with_pool(|pool| pump.close(pool));
     }
 
     /// The route to use, or `None` when the client is to be closed.
