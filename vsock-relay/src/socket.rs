@@ -27,7 +27,9 @@ const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
 const BACKLOG: i32 = 4096;
 /// A TCP client that is silent for this long is asked whether it is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// Asked again after this long, so many times; then it is gone: two minutes altogether.
+/// Asked again after this long, so many times; then it is gone: two minutes altogether. While bytes to it are unacknowledged the
+/// kernel does not ask but sends those again, for about a quarter of an hour (`net.ipv4.tcp_retries2`). `TCP_USER_TIMEOUT` would
+/// shorten that, and would also end a client that is there and only does not read: a terminal that is stopped, a debugger.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
@@ -222,6 +224,7 @@ mod tests {
             assert_eq!(sockopt::tcp_keepidle(&accepted).unwrap(), KEEPALIVE_IDLE);
             assert_eq!(sockopt::tcp_keepintvl(&accepted).unwrap(), KEEPALIVE_INTERVAL);
             assert_eq!(sockopt::tcp_keepcnt(&accepted).unwrap(), KEEPALIVE_PROBES);
+            assert_eq!(sockopt::tcp_user_timeout(&accepted).unwrap(), 0, "a client may pause");
         }
     }
 }
