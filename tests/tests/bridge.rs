@@ -379,6 +379,37 @@ fn connections_are_drained_although_the_signal_reached_the_helper_too() {
     assert_eq!(bed.bridge.exit_code(), 0);
 }
 
+/// Without its helper no namespace could be entered any more, until somebody looked.
+#[test]
+fn a_bridge_whose_helper_is_killed_lets_connections_end_and_ends_for_its_service_manager_to_start_it_anew() {
+    let bed = Bed::new("brkill").unwrap();
+    let address = bed.bridge.address();
+    let late = std::thread::spawn(move || get(&address, "/late"));
+    until("the request", || bed.asked("/late"));
+    let [_, broker] = bed.bridge.processes();
+    kill(Pid::from_raw(broker.cast_signed()), Signal::SIGKILL).unwrap();
+    assert_eq!(late.join().unwrap().unwrap(), "late");
+    until("the end", || bed.bridge.has_ended());
+    assert_eq!(bed.bridge.exit_code(), 1);
+    let log = bed.bridge.log();
+    assert!(log.contains("the helper process has ended (signal: 9"), "{log}");
+}
+
+/// A burst fills the backlog of a socket that only the helper may reach: that is no failure, but to be tried again.
+#[test]
+fn a_full_backlog_behind_the_helper_is_tried_again() {
+    let dir = fake::dir();
+    let socket = tests::bridge::full::Socket::new(dir.path());
+    let bridge = Bridge::start(&[format!("unix:{}", socket.path().display())], &[]);
+    let address = bridge.address();
+    let waiting = std::thread::spawn(move || get(&address, "/tag"));
+    bridge.wait_said("no route answers; 1 clients wait");
+    let log = bridge.log();
+    assert!(!log.contains("os error 11"), "{log}");
+    socket.serve("emptied");
+    assert_eq!(waiting.join().unwrap().unwrap(), "emptied");
+}
+
 #[test]
 fn what_is_wrong_on_the_command_line_is_said_in_one_line_with_its_code() {
     let listen = ["--listen", "tcp:127.0.0.1:1"];

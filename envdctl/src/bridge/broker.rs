@@ -13,6 +13,13 @@
 //! into the sandbox that had the name then. It is left again at once: whoever stays in one keeps it, its devices and
 //! its addresses alive after its name was deleted.
 //!
+//! | the broker | leaves |
+//! |---|---|
+//! | answers | the channel fails, or it was killed → gone |
+//! | gone | what is asked fails at once; nothing that is known of routes is acted on; the bridge lets its connections end, and ends |
+//!
+//! A bridge without its broker cannot start another, since its privileges are dropped: its service manager starts both anew.
+//!
 //! Signals that mean the bridge (a service manager's stop and a terminal's Ctrl-C reach both processes) are not the
 //! broker's: the bridge still drains, and needs it.
 
@@ -35,7 +42,10 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{sleep, timeout},
+};
 use vsock_relay::{endpoint::Endpoint, socket};
 
 use super::connect::{Stream, adopt};
@@ -47,6 +57,9 @@ const MAX_PATH: usize = 4096;
 const HEADER: usize = 5;
 /// Opening a path can hang on a dead file system; then the route is broken, not the bridge.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often, and after which pauses, it is looked at how the broker ended.
+const END_LOOKS: u32 = 20;
+const END_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why the broker gave no socket; each reads as the reason for leaving a route.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +76,7 @@ pub enum BrokerError {
     Unix { path: PathBuf, source: io::Error },
     #[error("network namespaces need root or CAP_SYS_ADMIN, which the bridge was started without")]
     Absent,
-    #[error("the helper process that enters network namespaces has ended: restart the bridge")]
+    #[error("the helper process that enters network namespaces has ended")]
     Gone,
     #[error("the helper process that enters network namespaces hangs on {}", path.display())]
     Hangs { path: PathBuf },
@@ -78,8 +91,10 @@ type Answer = io::Result<OwnedFd>;
 pub(super) struct Broker {
     channel: Stream,
     waiting: Mutex<Waiting>,
-    /// Kept so that the process is not a zombie's parent unawares; it ends when the channel closes.
-    _process: Child,
+    /// Told when it is gone.
+    ended: Notify,
+    /// It ends when the channel closes.
+    process: Mutex<Child>,
 }
 
 #[derive(Debug, Default)]
@@ -119,7 +134,8 @@ impl Broker {
         let broker = Arc::new(Self {
             channel: adopt(started.channel)?,
             waiting: Mutex::default(),
-            _process: started.process,
+            ended: Notify::new(),
+            process: Mutex::new(started.process),
         });
         let receiver = Arc::clone(&broker);
         tokio::spawn(async move { receiver.receive().await });
@@ -176,6 +192,26 @@ impl Broker {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Ends when the broker is gone; how that came.
+    pub(super) async fn ended(&self) -> String {
+        while !self.is_gone() {
+            self.ended.notified().await;
+        }
+        // A process closes its channel a moment before it can be waited for.
+        for _ in 0..END_LOOKS {
+            let status = self.process.lock().unwrap_or_else(PoisonError::into_inner).try_wait();
+            if let Ok(Some(status)) = status {
+                return status.to_string();
+            }
+            sleep(END_PAUSE).await;
+        }
+        "its channel failed".to_owned()
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.lock().gone
+    }
+
     async fn receive(&self) {
         while let Ok(Some((id, answer))) = self
             .channel
@@ -189,6 +225,7 @@ impl Broker {
         let mut waiting = self.lock();
         waiting.gone = true;
         waiting.answers.clear();
+        self.ended.notify_one();
     }
 }
 
@@ -209,6 +246,8 @@ fn receive_answer(channel: BorrowedFd<'_>) -> io::Result<Option<(u32, Answer)>> 
     });
     let word = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let errno = word(4) as i32;
+    // A socket that the kernel could not deliver: too many files are open here.
+    let errno = if errno == 0 { nix::libc::EMFILE } else { errno };
     let answer = socket.ok_or_else(|| io::Error::from_raw_os_error(errno));
     Ok(Some((word(0), answer)))
 }
@@ -263,4 +302,20 @@ fn send_answer(channel: BorrowedFd<'_>, id: &[u8], answer: &Answer) -> io::Resul
     }
     rustix::net::sendmsg(channel, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When no more files may be open the kernel delivers the answer without its socket.
+    #[test]
+    fn an_answer_that_lost_its_socket_names_the_want_of_files() {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        rustix::net::send(&theirs, &[0, 0, 0, 7, 0, 0, 0, 0], SendFlags::empty()).unwrap();
+        let (id, answer) = receive_answer(ours.as_fd()).unwrap().unwrap();
+        assert_eq!((id, answer.unwrap_err().raw_os_error()), (7, Some(nix::libc::EMFILE)));
+    }
 }

@@ -98,7 +98,14 @@ async fn start(
         (Endpoint::Unix(path) | Endpoint::Firecracker { path, .. }, Some(broker)) => {
             match socket::dial(endpoint) {
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    Ok(Ok(Dialed::Connected(broker.unix_connect(path).await?)))
+                    match broker.unix_connect(path).await {
+                        Err(BrokerError::Unix { source, .. })
+                            if source.kind() == io::ErrorKind::WouldBlock =>
+                        {
+                            Ok(Err(source))
+                        }
+                        result => Ok(Ok(Dialed::Connected(result?))),
+                    }
                 }
                 result => Ok(result),
             }

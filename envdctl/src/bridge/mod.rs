@@ -117,6 +117,8 @@ pub enum BridgeError {
     NotPermitted { route: Endpoint },
     #[error("route {route} is given twice")]
     SameRoute { route: Endpoint },
+    #[error("the helper process that enters network namespaces has ended ({how}): start the bridge again")]
+    BrokerEnded { how: String },
     #[error("cannot set up the bridge ({operation})")]
     Setup { operation: &'static str, source: io::Error },
 }

@@ -177,7 +177,7 @@ impl Prober {
         sandbox.metrics.failovers.add(1);
         let (from, to) = (&sandbox.routes[switch.from].endpoint, &sandbox.routes[switch.to].endpoint);
         let since = now.checked_sub(OVERDUE).unwrap_or(now);
-        let closes = switch.broken && !switch.silence;
+        let closes = switch.broken && !switch.silence && !sandbox.is_blind();
         let (closed, spared) = if closes { sandbox.close_over(switch.from, since) } else { (0, 0) };
         let closing =
             if closed > 0 { format!("; closed {closed} connections over it") } else { String::new() };
@@ -186,7 +186,7 @@ impl Prober {
         let fields: [(&str, &dyn ToString); 4] =
             [("from", from), ("to", to), ("reason", &switch.reason), ("closed", &closed)];
         sandbox.say(level, "route", &text, &fields);
-        if spared > 0 || switch.silence {
+        if (spared > 0 || switch.silence) && !sandbox.is_blind() {
             let pause = if switch.silence { GRACE } else { SECOND_LOOK };
             tokio::spawn(look_again(Arc::clone(sandbox), switch.from, pause));
         }
@@ -231,7 +231,7 @@ impl Prober {
 async fn look_again(sandbox: Arc<Sandbox>, route: usize, mut pause: Duration) {
     loop {
         sleep(pause).await;
-        if !sandbox.lock().selector.is_broken(route) {
+        if sandbox.is_blind() || !sandbox.lock().selector.is_broken(route) {
             return;
         }
         let silence = pause + OVERDUE;

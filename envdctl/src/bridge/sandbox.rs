@@ -161,6 +161,11 @@ impl Sandbox {
         self.routes[route].heard.load(Ordering::Relaxed) > self.millis(since)
     }
 
+    /// Whether what routes say means nothing: those that need the broker fail without it, though their connections live.
+    pub(super) fn is_blind(&self) -> bool {
+        self.world.broker.as_ref().is_some_and(|broker| broker.is_gone())
+    }
+
     pub(super) fn say(&self, level: Level, event: &str, text: &str, fields: &[(&str, &dyn ToString)]) {
         say(level, Some(&self.name), event, text, fields);
     }

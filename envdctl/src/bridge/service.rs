@@ -2,9 +2,9 @@
 //!
 //! | state | leaves |
 //! |---|---|
-//! | serving | SIGHUP or a changed folder → reads the configuration and goes on; SIGTERM or SIGINT → draining |
+//! | serving | SIGHUP or a changed folder → reads the configuration and goes on; SIGTERM, SIGINT or the broker's end → draining |
 //! | serving, though something could not be opened or watched | every [`RETRY`] it is tried again |
-//! | draining | addresses closed; all connections done, the bound over, or a second signal → ended |
+//! | draining | addresses closed; all connections done, the bound over, or a second signal → ended (as failed, without a broker) |
 
 use std::{
     io,
@@ -58,8 +58,32 @@ pub(super) async fn serve(
     service.begin().await?;
     service.serve_metrics(broker.as_ref()).await?;
     notify(&format!("READY=1\nSTATUS=serving {} sandboxes", service.fleet.len()));
-    service.run(&mut signals).await;
-    Ok(())
+    let end = service.run(&mut signals, broker.as_deref()).await;
+    service.drain(&end.said(), &mut signals).await;
+    match end {
+        End::Signal(_) => Ok(()),
+        End::Broker(how) => Err(BridgeError::BrokerEnded { how }),
+    }
+}
+
+/// Why the bridge ends.
+enum End {
+    Signal(&'static str),
+    Broker(String),
+}
+
+impl End {
+    fn said(&self) -> String {
+        match self {
+            Self::Signal(name) => (*name).to_owned(),
+            Self::Broker(how) => {
+                let text =
+                    format!("the helper process has ended ({how}): the bridge ends too, to be started anew");
+                say(Level::Error, None, "helper", &text, &[("how", how)]);
+                "without it".to_owned()
+            }
+        }
+    }
 }
 
 fn setup(operation: &'static str) -> impl FnOnce(io::Error) -> BridgeError {
@@ -144,19 +168,20 @@ impl Service {
         Ok(())
     }
 
-    async fn run(&mut self, signals: &mut Signals) {
-        let name = loop {
+    /// Serves until there is a reason to end.
+    async fn run(&mut self, signals: &mut Signals, broker: Option<&Broker>) -> End {
+        loop {
             let retry = self.fleet.is_incomplete() || self.unwatched;
             tokio::select! {
                 signal = signals.next() => match signal {
-                    Some(name) => break name,
+                    Some(name) => return End::Signal(name),
                     None => self.reload("SIGHUP").await,
                 },
+                how = ended(broker) => return End::Broker(how),
                 () = changed(self.watch.as_mut()) => self.reload("a change of its files").await,
                 () = sleep(RETRY), if retry => self.retry().await,
             }
-        };
-        self.drain(name, signals).await;
+        }
     }
 
     /// Tries again what could not be opened or watched. What changed while nothing was watched is read as well.
@@ -198,12 +223,12 @@ impl Service {
         notify(&format!("READY=1\nSTATUS=serving {} sandboxes", self.fleet.len()));
     }
 
-    async fn drain(&mut self, name: &str, signals: &mut Signals) {
+    async fn drain(&mut self, cause: &str, signals: &mut Signals) {
         notify("STOPPING=1");
         let sandboxes = self.fleet.close_listeners();
         let open = || sandboxes.iter().map(|sandbox| sandbox.clients()).sum::<usize>();
         let text =
-            format!("{name}: no new connections, {} open ones have {} s", open(), self.args.drain.as_secs());
+            format!("{cause}: no new connections, {} open ones have {} s", open(), self.args.drain.as_secs());
         say(Level::Info, None, "drain", &text, &[]);
         let drained = async {
             while open() > 0 {
@@ -215,6 +240,14 @@ impl Service {
             () = sleep(self.args.drain) => {}
             () = signals.end() => {}
         }
+    }
+}
+
+/// Never ends where there is no broker.
+async fn ended(broker: Option<&Broker>) -> String {
+    match broker {
+        Some(broker) => broker.ended().await,
+        None => std::future::pending().await,
     }
 }
 

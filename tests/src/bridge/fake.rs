@@ -266,6 +266,15 @@ fn answer(stream: &mut impl Write, path: &str, tag: &str) -> io::Result<bool> {
     }
 }
 
+/// An envd on a unix socket.
+pub(super) fn serve_unix(listener: &UnixListener, tag: &'static str) {
+    let state = state(tag);
+    for stream in listener.incoming().flatten() {
+        let state = Arc::clone(&state);
+        thread::spawn(move || serve(stream, &state));
+    }
+}
+
 /// A VMM's socket with an envd behind it. As Firecracker: CONNECT in one piece or a bare close, a random port in OK, and a
 /// half-close broken both ways.
 pub struct Vmm {
@@ -438,6 +447,10 @@ impl Bridge {
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.process.lock().unwrap().try_wait().unwrap().is_some()
     }
 
     pub fn exit_code(&self) -> i32 {

@@ -2,6 +2,7 @@
 //! share it.
 
 pub mod fake;
+pub mod full;
 pub mod guest;
 pub mod unit;
 
