@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustix::net::Shutdown;
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{runtime::Handle, task::yield_now, time::timeout};
 
 use super::connect::Stream;
 
@@ -21,6 +21,8 @@ use super::connect::Stream;
 const PATIENCE: Duration = Duration::from_secs(600);
 /// What is read at once of what nobody wants (bytes).
 const CHUNK: usize = 16 * 1024;
+/// What is read of it before the others have their turn (bytes).
+const BUDGET: usize = 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Target {
@@ -67,17 +69,51 @@ impl Drop for Target {
 }
 
 async fn until_closed(stream: Stream) {
-    while stream.readable().await.is_ok() && !has_closed(&stream) {}
+    while stream.readable().await.is_ok() && !has_closed(&stream) {
+        // There may be more than one turn's worth.
+        yield_now().await;
+    }
 }
 
-/// Reads what is there; whether the end was among it.
+/// Reads what is there, within the budget; whether the end was among it.
 fn has_closed(stream: &Stream) -> bool {
+    drain(|waste| stream.try_read(waste))
+}
+
+fn drain(mut read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> bool {
     let mut waste = vec![0; CHUNK];
-    loop {
-        match stream.try_read(&mut waste) {
+    for _ in 0..BUDGET / CHUNK {
+        match read(&mut waste) {
             Ok(1..) => {}
             Ok(0) => return true,
             Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
         }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everybody waits while one that is taken leave of is read: a guest that sent without end stopped the whole bridge.
+    #[test]
+    fn what_a_guest_sends_without_end_is_taken_in_bounded_pieces() {
+        let mut taken = 0;
+        let closed = drain(|waste| {
+            taken += waste.len();
+            assert!(taken < 100 << 20, "it goes on and on");
+            Ok(waste.len())
+        });
+        assert!(!closed && taken <= 2 * BUDGET);
+    }
+
+    #[test]
+    fn an_end_is_seen_behind_what_is_still_to_be_read() {
+        let mut script = vec![Ok(0), Ok(7), Ok(CHUNK)];
+        assert!(drain(|_| script.pop().unwrap()));
+        let mut script = vec![Err(io::ErrorKind::WouldBlock.into()), Ok(7)];
+        assert!(!drain(|_| script.pop().unwrap()));
+        assert!(drain(|_| Err(io::ErrorKind::ConnectionReset.into())));
     }
 }
