@@ -315,6 +315,46 @@ fn out_of_files_is_said_once_and_clients_wait() {
     (&waiting).read_exact(&mut [0; 1]).unwrap();
 }
 
+/// Each client that came meanwhile began a chain of timers of its own, which lasted as long as the want of files.
+#[test]
+fn clients_that_come_while_files_are_short_wake_the_relay_no_more_often() {
+    let relay = Relay::start(&[]);
+    echo(&relay.at("back"));
+    let pid = relay.child.id().to_string();
+    assert!(Command::new("prlimit").args(["--pid", &pid, "--nofile=8:"]).status().unwrap().success());
+    let come = |_| {
+        thread::sleep(Duration::from_millis(20));
+        relay.client()
+    };
+    let _waiting: Vec<_> = (0..50).map(come).collect();
+    until("the word about files", || relay.said("Too many open files") == 1);
+    let before = relay.sleeps();
+    thread::sleep(Duration::from_secs(2));
+    let sleeps = relay.sleeps() - before;
+    assert!(sleeps < 25, "it woke {sleeps} times in two seconds, for 50 clients");
+}
+
+/// One that was missing at the start stayed missing for as long as the others were served.
+#[test]
+fn an_address_that_is_taken_is_listened_on_once_it_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let holder = UnixListener::bind(dir.path().join("taken")).unwrap();
+    let map = |name: &str| format!("unix:{0}/{name}=unix:{0}/back", dir.path().display());
+    let (front, taken) = (map("front"), map("taken"));
+    let relay = Relay::start_in(dir, &["--map", &taken, "--map", &front]);
+    serve(UnixListener::bind(relay.at("back")).unwrap());
+    until("the other address", || relay.said("front ->") == 1);
+    assert_eq!(relay.answer(), "served");
+    holder.set_nonblocking(true).unwrap();
+    for look in ["the first look", "another look, and the address is taken still"] {
+        until(look, || holder.accept().is_ok());
+    }
+    drop(holder);
+    until("the address", || relay.said("taken: listening now") == 1);
+    assert_eq!(ask(UnixStream::connect(relay.at("taken")).unwrap()), "served");
+    assert_eq!(relay.said("cannot listen"), 1, "it is said once");
+}
+
 #[test]
 fn errors_of_accept_neither_end_the_relay_nor_lose_the_next_client() {
     for (error, told) in [("ENFILE", 1), ("ENOMEM", 1), ("ENOBUFS", 1), ("ECONNABORTED", 0), ("EPROTO", 0)] {

@@ -3,13 +3,18 @@
 //! | state | accepts | leaves |
 //! |---|---|---|
 //! | `Absent` | no: the kernel has no such transport yet | /dev changes, or its pause is over → `Open` |
-//! | `Open` | at each edge, until there is no more | out of descriptors or memory, or at the limit → `Paused` |
-//! | `Paused` | no: clients wait in the backlog | its pause is over, or a connection ended → `Open` |
+//! | `Refused` | no: another process has the address, or it may not be used | its pause is over → `Open`, or another pause |
+//! | `Open` | at each edge, until there is no more | out of descriptors or memory → `Paused` |
+//! | `Paused` | no: clients wait in the backlog, and their edges are passed over | its pause is over → `Open` |
+//!
+//! What waits for time has one timer, however many clients come meanwhile. At the limit of connections a listener stays `Open`, and
+//! is looked at again when one ends.
 //!
 //! A vsock listener survives a transport reset (a restored snapshot, a driver bound anew): it is never bound again.
 
 use std::{io, os::fd::OwnedFd, time::Duration};
 
+use guest::clock::Moment;
 use rustix::io::Errno;
 use tracing::{info, warn};
 
@@ -17,6 +22,9 @@ use crate::{endpoint::Endpoint, socket};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Between two tries to listen on an address that was refused. Each costs the one who has a unix socket a connection.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(super) struct Listener {
@@ -24,6 +32,9 @@ pub(super) struct Listener {
     socket: Option<OwnedFd>,
     pause: Duration,
     told: bool,
+    retry: Duration,
+    /// When it is looked at again: its one timer.
+    pub(super) due: Option<Moment>,
 }
 
 /// What an accept gave.
@@ -37,7 +48,7 @@ pub(super) enum Accepted {
 
 impl Listener {
     pub(super) fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, socket: None, pause: FIRST_PAUSE, told: false }
+        Self { endpoint, socket: None, pause: FIRST_PAUSE, told: false, retry: FIRST_RETRY, due: None }
     }
 
     pub(super) fn is_vsock(&self) -> bool {
@@ -54,10 +65,11 @@ impl Listener {
             Ok(socket) => {
                 if self.is_vsock() && !has_vsock_device() {
                     info!("{}: no vsock device yet; connections come as soon as there is one", self.endpoint);
-                } else if self.told {
+                } else if self.told || self.is_refused() {
                     info!("{}: listening now", self.endpoint);
                 }
                 self.told = false;
+                self.retry = FIRST_RETRY;
                 Ok(Some(self.socket.insert(socket)))
             }
             Err(error) if self.is_vsock() && is_absent(&error) => {
@@ -69,6 +81,18 @@ impl Listener {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether its address was refused when it was last tried.
+    pub(super) fn is_refused(&self) -> bool {
+        self.retry > FIRST_RETRY
+    }
+
+    /// The address was refused. Returns how long to leave it alone.
+    pub(super) fn refused(&mut self) -> Duration {
+        let pause = self.retry;
+        self.retry = (pause * 2).min(LONGEST_RETRY);
+        pause
     }
 
     pub(super) fn close(&mut self) {

@@ -127,7 +127,7 @@ impl Relay {
         let mut failure = None;
         for map in 0..self.listeners.len() {
             if let Err(error) = self.open_listener(map) {
-                say(&error);
+                self.refused(map, &error);
                 failure = Some(error);
             }
         }
@@ -141,8 +141,11 @@ impl Relay {
         match listener.open() {
             Ok(Some(socket)) => {
                 let data = EventData::new_u64(LISTENERS + map as u64);
-                epoll::add(&self.epoll, socket, data, EventFlags::IN | EventFlags::ET)
-                    .map_err(|errno| RelayError::Setup { operation: "epoll_ctl", source: errno.into() })?;
+                if let Err(errno) = epoll::add(&self.epoll, socket, data, EventFlags::IN | EventFlags::ET) {
+                    // One that nobody watches would take clients and never serve them.
+                    listener.close();
+                    return Err(RelayError::Setup { operation: "epoll_ctl", source: errno.into() });
+                }
                 info!("{listen} -> {}", self.targets[map].endpoint);
                 warn_of_tcp(&listen);
                 Ok(())
@@ -156,13 +159,35 @@ impl Relay {
         }
     }
 
+    /// The others are served meanwhile. That it was refused is said once.
+    fn refused(&mut self, map: usize, error: &RelayError) {
+        if !self.listeners[map].is_refused() {
+            say(error);
+        }
+        let pause = self.listeners[map].refused();
+        self.look_at_listener(map, now() + pause);
+    }
+
+    /// Sets the listener's one timer, unless it is due earlier.
+    fn look_at_listener(&mut self, map: usize, at: Moment) {
+        let timer = Timer::Listener { map };
+        let due = &mut self.listeners[map].due;
+        match *due {
+            Some(earlier) if earlier <= at => return,
+            Some(later) => self.timers.disarm(later, timer),
+            None => {}
+        }
+        *due = Some(at);
+        self.timers.arm(at, timer);
+    }
+
     /// Between two device events there is a bounded number of tries; where devices cannot be watched it goes on.
     fn open_later(&mut self, map: usize) {
         if self.open_tries > 0 {
             self.open_tries -= 1;
-            self.timers.arm(now() + OPEN_PAUSE, Timer::Listener { map });
+            self.look_at_listener(map, now() + OPEN_PAUSE);
         } else if self.devices.is_none() {
-            self.timers.arm(now() + UNWATCHED_PAUSE, Timer::Listener { map });
+            self.look_at_listener(map, now() + UNWATCHED_PAUSE);
         }
     }
 
@@ -264,6 +289,9 @@ impl Relay {
     }
 
     fn accept(&mut self, map: usize) {
+        if self.listeners[map].due.is_some() {
+            return;
+        }
         for _ in 0..ACCEPTS {
             if self.is_full(map) {
                 return;
@@ -271,9 +299,7 @@ impl Relay {
             match self.listeners[map].accept() {
                 Accepted::Client(client) => self.begin(map, client),
                 Accepted::Empty => return,
-                Accepted::Pause(pause) => {
-                    return self.timers.arm(now() + pause, Timer::Listener { map });
-                }
+                Accepted::Pause(pause) => return self.look_at_listener(map, now() + pause),
             }
         }
         self.unaccepted.push(map);
@@ -637,6 +663,7 @@ impl Relay {
     }
 
     fn listener_due(&mut self, map: usize) {
+        self.listeners[map].due = None;
         if self.draining {
             return;
         }
@@ -644,7 +671,7 @@ impl Relay {
             return self.accept(map);
         }
         if let Err(error) = self.open_listener(map) {
-            say(&error);
+            self.refused(map, &error);
         }
     }
 
@@ -654,8 +681,8 @@ impl Relay {
         }
         self.open_tries = OPEN_TRIES;
         for map in 0..self.listeners.len() {
-            if !self.listeners[map].is_open() {
-                self.timers.arm(now(), Timer::Listener { map });
+            if self.listeners[map].is_vsock() && !self.listeners[map].is_open() {
+                self.look_at_listener(map, now());
             }
         }
     }
