@@ -355,6 +355,64 @@ fn a_folder_that_is_replaced_or_made_anew_is_followed_again() {
     until("a new entry in it", || get(&third, "/tag").is_ok());
 }
 
+/// The routes that a client waits in vain for may be mended by a change of the configuration: it was closed instead.
+#[test]
+fn clients_that_wait_are_served_over_the_routes_that_a_change_brings() {
+    let (dead, well, folder) = (Envd::new("dead"), Envd::new("well"), Folder::new());
+    dead.close();
+    let address = format!("127.0.0.1:{}", free_port());
+    folder.put("s", &format!("tcp:{address}"), &[dead.route()]);
+    let bridge = folder.serve(&[]);
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let address = address.clone();
+            std::thread::spawn(move || get(&address, "/tag"))
+        })
+        .collect();
+    bridge.wait_said("no route answers; 3 clients wait");
+    folder.put("s", &format!("tcp:{address}"), &[well.route()]);
+    for client in waiting {
+        assert_eq!(client.join().unwrap().unwrap(), "well");
+    }
+    until("all to be counted out", || bridge.metrics().contains("connections_open{sandbox=\"s\"} 0\n"));
+}
+
+/// Connections over a route that stays were no longer counted after a change, nor their bytes.
+#[test]
+fn connections_over_a_route_that_stays_are_counted_on_and_watched_on() {
+    let (first, kept, folder) = (Envd::new("first"), Envd::new("kept"), Folder::new());
+    let address = format!("127.0.0.1:{}", free_port());
+    let put = |routes: &[&Envd]| {
+        let routes: Vec<_> = routes.iter().map(|envd| envd.route()).collect();
+        folder.put("s", &format!("tcp:{address}"), &routes);
+    };
+    put(&[&kept]);
+    let bridge = folder.serve(&[]);
+    let mut open = TcpStream::connect(&address).unwrap();
+    assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
+    put(&[&first, &kept]);
+    bridge.wait_said("routes are now");
+    let metric = |name: &str| {
+        let page = bridge.metrics();
+        let line = page.lines().find(|line| line.starts_with(name) && !line.contains(&first.route()));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or_default() as usize
+    };
+    assert_eq!(metric("envd_bridge_connections_open"), 1);
+    assert_eq!(metric("envd_bridge_connections_total"), 1);
+    let before = metric("envd_bridge_bytes_from_guest_total");
+    assert!(before > 0, "what was counted before the change");
+    assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
+    until("its bytes", || metric("envd_bridge_bytes_from_guest_total") > before);
+    // It is closed when its route breaks, as any other.
+    kept.behave(Behaviour::Reset);
+    put(&[&kept, &first]);
+    until("the route to be left", || bridge.log().contains(" -> "));
+    open.set_read_timeout(Some(BOUND)).unwrap();
+    assert!(matches!(open.read(&mut [0; 1]), Ok(0) | Err(_)) && open.take_error().unwrap().is_none());
+    until("it to be counted out", || metric("envd_bridge_connections_open") == 0);
+    assert_eq!(bridge.log().matches(" -> ").count(), 1, "one line a change: {}", bridge.log());
+}
+
 /// A deleted namespace lives, with its devices and addresses, as long as one process is in it.
 #[test]
 fn a_namespace_is_left_again_once_its_socket_is_made() {

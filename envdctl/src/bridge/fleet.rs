@@ -4,14 +4,14 @@
 //! |---|---|
 //! | new | its address is opened and it is served; where that fails it is said, and tried again now and then |
 //! | the same | nothing: its connections do not notice |
-//! | other routes, same address | the listener stays; connections over a route that stays live on, the others are closed |
+//! | other routes, same address | the listener stays; connections over a route that stays live on, those over others are closed; who waits, waits for the new routes |
 //! | other address | as if the old were gone and the new were new |
 //! | gone | its address and its connections are closed |
 //! | broken | as it was; what is wrong is said |
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -32,8 +32,6 @@ pub(super) const RETRY: Duration = Duration::from_secs(5);
 struct Served {
     entry: Entry,
     sandbox: Arc<Sandbox>,
-    /// With earlier routes; they live while they have clients.
-    retired: Vec<Weak<Sandbox>>,
     listener: Listener,
 }
 
@@ -96,7 +94,7 @@ impl Fleet {
     async fn serve(&mut self, name: String, entry: Entry) {
         match self.served.get_mut(&name) {
             Some(served) if served.entry == entry => return,
-            Some(served) => return reroute(served, entry, &self.world),
+            Some(served) => return reroute(served, entry),
             None => {}
         }
         if let Err(error) = self.start(&name, entry.clone()).await {
@@ -127,7 +125,7 @@ impl Fleet {
                 .map_err(failed)?;
         self.missing.remove(name);
         announce(name, &entry);
-        self.served.insert(name.to_owned(), Served { entry, sandbox, retired: Vec::new(), listener });
+        self.served.insert(name.to_owned(), Served { entry, sandbox, listener });
         Ok(())
     }
 
@@ -135,8 +133,7 @@ impl Fleet {
     async fn stop(&mut self, name: &str) {
         if let Some(served) = self.served.remove(name) {
             served.listener.close().await;
-            let retired = served.retired.iter().filter_map(Weak::upgrade);
-            let clients: usize = retired.chain([served.sandbox]).map(|sandbox| sandbox.close_all()).sum();
+            let clients = served.sandbox.close_all();
             let text = format!("no longer served on {}; closed {clients} connections", served.entry.listen);
             say(Level::Info, Some(name), "removed", &text, &[("listen", &served.entry.listen)]);
         }
@@ -175,11 +172,7 @@ impl Fleet {
     pub(super) fn close_listeners(&mut self) -> Vec<Arc<Sandbox>> {
         self.missing.clear();
         let served = std::mem::take(&mut self.served);
-        let all = served.into_values().flat_map(|served| {
-            let retired: Vec<_> = served.retired.iter().filter_map(Weak::upgrade).collect();
-            retired.into_iter().chain([served.sandbox])
-        });
-        all.collect()
+        served.into_values().map(|served| served.sandbox).collect()
     }
 
     pub(super) fn roster(&self) -> Roster {
@@ -201,16 +194,13 @@ pub(super) fn page_of(roster: &Roster) -> String {
 }
 
 /// The address stays open, and so do the connections over routes that stay.
-fn reroute(served: &mut Served, entry: Entry, world: &World) {
-    let closed = served.sandbox.close_unless_over(&entry.routes);
-    let sandbox = Sandbox::new(served.sandbox.name.clone(), entry.routes.clone(), world.clone());
+fn reroute(served: &mut Served, entry: Entry) {
+    let (sandbox, closed) = served.sandbox.succeeded_by(entry.routes.clone());
     served.listener.lead_to(Arc::clone(&sandbox));
-    let old = std::mem::replace(&mut served.sandbox, sandbox);
-    served.retired.retain(|retired| retired.strong_count() > 0);
-    served.retired.push(Arc::downgrade(&old));
+    served.sandbox = sandbox;
     let routes = list(&entry.routes);
     let text = format!("routes are now {routes}; closed {closed} connections over routes that are gone");
-    say(Level::Info, Some(&old.name), "changed", &text, &[("routes", &routes)]);
+    say(Level::Info, Some(&served.sandbox.name), "changed", &text, &[("routes", &routes)]);
     served.entry = entry;
 }
 

@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     log::Level,
     probe::{Progress, probe},
-    sandbox::Sandbox,
+    sandbox::{Route, Sandbox},
     schedule::{OVERDUE, PROBE_LIMIT, Schedule, View},
     selector::Switch,
 };
@@ -86,6 +86,9 @@ impl Prober {
                 () = sleep_until(wake.into()) => false,
                 () = self.sandbox.wanted.notified() => false,
             };
+            if self.sandbox.is_retired() {
+                return; // its successor asks, and speaks, for those who were its clients
+            }
             let now = Instant::now();
             if self.take_overdue(now) || answered {
                 self.decide(now);
@@ -169,7 +172,7 @@ impl Prober {
         if let Some(switch) = switch {
             self.apply(&switch, now);
         }
-        self.sandbox.news.send_modify(|version| *version = version.wrapping_add(1));
+        self.sandbox.tell();
     }
 
     fn apply(&self, switch: &Switch, now: Instant) {
@@ -220,7 +223,7 @@ impl Prober {
     fn describe(&self) -> String {
         let reasons = self.sandbox.lock().selector.reasons();
         let routes = self.sandbox.routes.iter().zip(&reasons);
-        let describe = |(route, reason): (&super::sandbox::Route, &Option<String>)| {
+        let describe = |(route, reason): (&Arc<Route>, &Option<String>)| {
             format!("{}: {}", route.endpoint, reason.as_deref().unwrap_or("no answer yet"))
         };
         routes.map(describe).collect::<Vec<_>>().join("; ")

@@ -6,6 +6,10 @@
 //! | dials | connected → forwarded; failed → waits again, after a pause with jitter |
 //! | is forwarded | the pump is done → closed; its route broke → closed; the target ended before a byte went either way → waits again |
 //!
+//! Where the routes change in the configuration a sandbox is retired, and its successor takes over its clients: those who are forwarded over
+//! a route that stays go on, those over one that is gone are closed, and those who wait or dial wait for the new routes. A route that stays
+//! keeps its counters.
+//!
 //! A byte that was written to a route is never written to another: a request is not replayed.
 
 use std::{
@@ -77,18 +81,31 @@ pub(super) struct Route {
     heard: AtomicU64,
 }
 
+impl Route {
+    fn new(endpoint: Endpoint) -> Arc<Self> {
+        Arc::new(Self { endpoint, metrics: RouteMetrics::default(), heard: AtomicU64::new(0) })
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) selector: Selector,
     pub(super) waiting: usize,
     pub(super) probing: bool,
+    /// Another has taken over.
+    retired: bool,
     open: HashMap<u64, Open>,
     next_id: u64,
 }
 
-/// A connection that is being forwarded.
+/// The sandbox that a client belongs to; a successor when the routes have changed.
+type Home = Arc<Mutex<Arc<Sandbox>>>;
+
+/// A client's connection.
 #[derive(Debug)]
 struct Open {
+    home: Home,
+    /// Over which it is forwarded, if it is.
     route: Option<usize>,
     task: AbortHandle,
     heard: Arc<AtomicU64>,
@@ -98,7 +115,7 @@ struct Open {
 pub(super) struct Sandbox {
     pub(super) name: String,
     pub(super) world: World,
-    pub(super) routes: Vec<Route>,
+    pub(super) routes: Vec<Arc<Route>>,
     pub(super) state: Mutex<State>,
     /// Changes whenever more is known of a route.
     pub(super) news: watch::Sender<u64>,
@@ -106,7 +123,7 @@ pub(super) struct Sandbox {
     pub(super) wanted: Notify,
     /// When a client last came or sent something, in milliseconds since the bridge started.
     asked: AtomicU64,
-    pub(super) metrics: SandboxMetrics,
+    pub(super) metrics: Arc<SandboxMetrics>,
 }
 
 impl State {
@@ -118,19 +135,85 @@ impl State {
 
 impl Sandbox {
     pub(super) fn new(name: String, routes: Vec<Endpoint>, world: World) -> Arc<Self> {
+        Self::with(name, routes.into_iter().map(Route::new).collect(), world, Arc::default())
+    }
+
+    fn with(name: String, routes: Vec<Arc<Route>>, world: World, metrics: Arc<SandboxMetrics>) -> Arc<Self> {
         let selector = Selector::new(routes.len(), world.policy.return_after);
-        let route = |endpoint| Route { endpoint, metrics: RouteMetrics::default(), heard: AtomicU64::new(0) };
-        let state = State { selector, waiting: 0, probing: false, open: HashMap::new(), next_id: 0 };
+        let open = HashMap::new();
+        let state = State { selector, waiting: 0, probing: false, retired: false, open, next_id: 0 };
         Arc::new(Self {
             name,
             world,
-            routes: routes.into_iter().map(route).collect(),
+            routes,
             state: Mutex::new(state),
             news: watch::Sender::new(0),
             wanted: Notify::new(),
             asked: AtomicU64::new(0),
-            metrics: SandboxMetrics::default(),
+            metrics,
         })
+    }
+
+    /// Retires in favour of a sandbox with other routes. Returns that, and how many connections were closed.
+    pub(super) fn succeeded_by(&self, routes: Vec<Endpoint>) -> (Arc<Self>, usize) {
+        let route = |endpoint| {
+            self.index_of(&endpoint)
+                .map_or_else(|| Route::new(endpoint), |index| Arc::clone(&self.routes[index]))
+        };
+        let routes = routes.into_iter().map(route).collect();
+        let next = Self::with(self.name.clone(), routes, self.world.clone(), Arc::clone(&self.metrics));
+        next.asked.store(self.asked.load(Ordering::Relaxed), Ordering::Relaxed);
+        let closed = self.hand_over(&next);
+        closed.iter().for_each(AbortHandle::abort);
+        if next.clients() > 0 {
+            prober::watch(&next);
+        }
+        // Who waits here finds out, and the prober ends.
+        self.tell();
+        self.wanted.notify_one();
+        (next, closed.len())
+    }
+
+    /// Gives all clients to `next`. Returns those whose route it does not have.
+    fn hand_over(&self, next: &Arc<Self>) -> Vec<AbortHandle> {
+        let (mut ours, mut theirs) = (self.lock(), next.lock());
+        ours.retired = true;
+        theirs.next_id = ours.next_id;
+        let mut closed = Vec::new();
+        for (id, mut open) in ours.open.drain() {
+            if let Some(route) = open.route {
+                open.route = next.index_of(&self.routes[route].endpoint);
+                if open.route.is_none() {
+                    closed.push(open.task);
+                    continue;
+                }
+            }
+            *open.home.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(next);
+            theirs.open.insert(id, open);
+        }
+        closed
+    }
+
+    fn index_of(&self, endpoint: &Endpoint) -> Option<usize> {
+        self.routes.iter().position(|route| route.endpoint == *endpoint)
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.lock().retired
+    }
+
+    /// Ends when another has taken over.
+    async fn retired(&self) {
+        let mut news = self.news.subscribe();
+        while !self.is_retired() {
+            // The sender lives in the sandbox.
+            let _ = news.changed().await;
+        }
+    }
+
+    /// Tells those who wait that more is known.
+    pub(super) fn tell(&self) {
+        self.news.send_modify(|version| *version = version.wrapping_add(1));
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -139,7 +222,7 @@ impl Sandbox {
 
     /// Milliseconds since the bridge started.
     pub(super) fn millis(&self, at: Instant) -> u64 {
-        at.saturating_duration_since(self.world.started).as_millis() as u64
+        millis_between(self.world.started, at)
     }
 
     /// A client has come, or has sent something: routes are watched closely again.
@@ -182,12 +265,12 @@ impl Sandbox {
         };
         let heard = Arc::new(AtomicU64::new(0));
         let membership = Membership::new(self);
-        let id = membership.id;
+        let (id, home) = (membership.id, Arc::clone(&membership.home));
         let task = tokio::spawn(
             Client { stream: client, rule, membership, heard: Arc::clone(&heard), _place: place }.serve(),
         );
         // The task cannot have run yet: the bridge is one thread.
-        self.lock().open.insert(id, Open { route: None, task: task.abort_handle(), heard });
+        self.lock().open.insert(id, Open { home, route: None, task: task.abort_handle(), heard });
         prober::watch(self);
     }
 
@@ -208,15 +291,7 @@ impl Sandbox {
 
     /// Ends every connection: the sandbox was taken out of the configuration. Returns how many there were.
     pub(super) fn close_all(&self) -> usize {
-        self.close_unless_over(&[])
-    }
-
-    /// Ends every connection but those over one of `routes`. Returns how many were ended.
-    pub(super) fn close_unless_over(&self, routes: &[Endpoint]) -> usize {
-        let stays =
-            |open: &&Open| open.route.is_some_and(|route| routes.contains(&self.routes[route].endpoint));
-        let tasks: Vec<AbortHandle> =
-            self.lock().open.values().filter(|open| !stays(open)).map(|open| open.task.clone()).collect();
+        let tasks: Vec<AbortHandle> = self.lock().open.values().map(|open| open.task.clone()).collect();
         tasks.iter().for_each(AbortHandle::abort);
         tasks.len()
     }
@@ -232,12 +307,15 @@ impl Sandbox {
     }
 
     /// Waits until a route has answered within the last second.
-    async fn usable_route(self: &Arc<Self>) -> usize {
+    async fn usable_route(self: &Arc<Self>) -> Found {
         let mut news = self.news.subscribe();
         loop {
             news.mark_unchanged();
+            if self.is_retired() {
+                return Found::Successor;
+            }
             if let Some(route) = self.lock().selector.usable(Instant::now()) {
-                return route;
+                return Found::Route(route);
             }
             prober::want(self);
             // The sender lives in the sandbox, which lives in us.
@@ -251,6 +329,7 @@ impl Sandbox {
         let connecting = connect(&self.routes[route].endpoint, self.world.broker.as_ref(), CONNECT_LIMITS);
         tokio::select! {
             biased;
+            () = self.retired() => None,
             connected = connecting => connected.ok(),
             () = self.gives_up(route) => None,
         }
@@ -283,9 +362,18 @@ impl Sandbox {
     }
 }
 
+/// What a client that waits for a route gets.
+enum Found {
+    Route(usize),
+    /// It belongs to another sandbox now.
+    Successor,
+    /// It is to be closed.
+    Nothing,
+}
+
 /// Counts a client in, and out again however its task ends.
 struct Membership {
-    sandbox: Arc<Sandbox>,
+    home: Home,
     id: u64,
 }
 
@@ -296,19 +384,45 @@ impl Membership {
         state.next_id += 1;
         drop(state);
         sandbox.metrics.open.add(1);
-        Self { sandbox: Arc::clone(sandbox), id }
+        Self { home: Arc::new(Mutex::new(Arc::clone(sandbox))), id }
+    }
+
+    fn home(&self) -> Arc<Sandbox> {
+        Arc::clone(&self.home.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The client's bytes have gone over its route.
+    fn asked(&self, at: Instant) {
+        let home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        home.asked(home.millis(at));
+    }
+
+    fn lead_over(&self, route: usize) {
+        if let Some(open) = self.home().lock().open.get_mut(&self.id) {
+            open.route = Some(route);
+        }
+    }
+
+    /// The client's route, which may have another place by now, was no good.
+    fn leave_route(&self) {
+        let home = self.home();
+        let route = home.lock().open.get_mut(&self.id).and_then(|open| open.route.take());
+        if let Some(route) = route {
+            home.doubt(route);
+        }
     }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.sandbox.metrics.open.sub(1);
-        let mut state = self.sandbox.lock();
+        let home = self.home();
+        home.metrics.open.sub(1);
+        let mut state = home.lock();
         state.open.remove(&self.id);
         if state.open.is_empty() {
             drop(state);
             // Nobody is left: the prober may end.
-            self.sandbox.wanted.notify_one();
+            home.wanted.notify_one();
         }
     }
 }
@@ -344,7 +458,8 @@ struct Client {
 
 /// Counts the bytes of one connection.
 struct RouteMeter<'a> {
-    sandbox: &'a Sandbox,
+    membership: &'a Membership,
+    started: Instant,
     route: &'a Route,
     heard: &'a AtomicU64,
 }
@@ -353,11 +468,12 @@ impl Meter for RouteMeter<'_> {
     fn moved(&self, up: u64, down: u64) {
         self.route.metrics.bytes_up.add(up);
         self.route.metrics.bytes_down.add(down);
-        let now = self.sandbox.millis(Instant::now());
+        let now = Instant::now();
         if up > 0 {
-            self.sandbox.asked(now);
+            self.membership.asked(now);
         }
         if down > 0 {
+            let now = millis_between(self.started, now);
             self.heard.store(now, Ordering::Relaxed);
             self.route.heard.store(now, Ordering::Relaxed);
         }
@@ -366,12 +482,16 @@ impl Meter for RouteMeter<'_> {
 
 impl Client {
     async fn serve(mut self) {
-        let sandbox = Arc::clone(&self.membership.sandbox);
         let mut pump = PooledPump::new(self.rule, HalfClose::Kept);
-        let deadline = Instant::now() + sandbox.world.policy.hold;
+        let deadline = Instant::now() + self.membership.home().world.policy.hold;
         let mut pause = FIRST_PAUSE;
         loop {
-            let Some(route) = self.wait_for_route(&sandbox, deadline).await else { break };
+            let sandbox = self.membership.home();
+            let route = match self.wait_for_route(&sandbox, deadline).await {
+                Found::Route(route) => route,
+                Found::Successor => continue,
+                Found::Nothing => break,
+            };
             if self.attempt(&sandbox, route, &mut pump).await || Instant::now() >= deadline {
                 break;
             }
@@ -381,19 +501,18 @@ impl Client {
         }
     }
 
-    /// The route to use, or `None` when the client is to be closed.
-    async fn wait_for_route(&self, sandbox: &Arc<Sandbox>, deadline: Instant) -> Option<usize> {
+    async fn wait_for_route(&self, sandbox: &Arc<Sandbox>, deadline: Instant) -> Found {
         if let Some(route) = sandbox.lock().selector.usable(Instant::now()) {
-            return Some(route);
+            return Found::Route(route);
         }
         let _waiting = Waiting::new(sandbox);
         tokio::select! {
             biased;
-            route = sandbox.usable_route() => Some(route),
-            () = self.left() => None,
+            found = sandbox.usable_route() => found,
+            () = self.left() => Found::Nothing,
             () = tokio::time::sleep_until(deadline.into()) => {
                 sandbox.metrics.given_up.add(1);
-                None
+                Found::Nothing
             }
         }
     }
@@ -436,24 +555,24 @@ impl Client {
             sandbox.doubt(index);
             return false;
         };
-        if let Some(open) = sandbox.lock().open.get_mut(&self.membership.id) {
-            open.route = Some(index);
-        }
+        self.membership.lead_over(index);
         route.metrics.connections.add(1);
         pump.retarget();
         pump.set_target_rule(route.endpoint.half_close());
         with_pool(|pool| pump.preload_down(&connected.early, pool));
         let mut target = connected.stream;
-        let meter = RouteMeter { sandbox, route, heard: &self.heard };
+        let (membership, started) = (&self.membership, sandbox.world.started);
+        let meter = RouteMeter { membership, started, route, heard: &self.heard };
         let outcome = forward(&mut self.stream, &mut target, pump, &meter).await;
         if outcome == Outcome::Untouched {
-            sandbox.doubt(index);
-            if let Some(open) = sandbox.lock().open.get_mut(&self.membership.id) {
-                open.route = None;
-            }
+            self.membership.leave_route();
         }
         outcome != Outcome::Untouched
     }
+}
+
+fn millis_between(start: Instant, end: Instant) -> u64 {
+    end.saturating_duration_since(start).as_millis() as u64
 }
 
 /// A random part of `pause`, so that a burst that was refused does not come back as one.
