@@ -470,6 +470,32 @@ fn shutdown_stops_in_order_kills_the_stubborn_and_keeps_its_deadline() {
     assert!(took < BOUND);
 }
 
+/// One whose dependent does not end in its time dies of the TERM to everybody: it came up once more, and was killed.
+#[test]
+fn nothing_is_started_again_while_the_machine_goes_down() {
+    let base = "command = ['/bin/sh', '-c', 'echo up >>/outside/log; exec sleep 1000']\nrestart = 'always'\n";
+    let stubborn = "command = ['/bin/sh', '-c', 'trap \"\" TERM; while :; do sleep 1; done']\nstop_timeout_ms = 60000\nafter = ['base']\n";
+    let mut world = World::boot(&[("base", base), ("stubborn", stubborn)]);
+    world.wait_state("stubborn", "running");
+    assert_eq!(world.tool("reboot").1, 0);
+    until("the machine is down", || world.outer.try_wait().unwrap());
+    assert_eq!(fs::read_to_string(world.root.path().join("outside/log")).unwrap(), "up\n");
+}
+
+/// A start that fails at once was tried again in the same breath, for ever; and a cycle kept the relay from starting.
+#[test]
+fn neither_a_pause_of_nothing_nor_a_cycle_with_the_relay_costs_the_machine() {
+    let lost =
+        "command = ['/bin/sleep', '1000']\nuser = 'nobody-at-all'\nbackoff = { min_ms = 0, max_ms = 0 }\n";
+    let relay = format!("{SLEEPER}after = ['web']\n");
+    let web = format!("{SLEEPER}after = ['relay']\n");
+    let world = World::boot(&[("lost", lost), ("relay", &relay), ("web", &web)]);
+    for name in ["envd", "relay", "web"] {
+        world.wait_state(name, "running");
+    }
+    world.wait_log("lost: there is no user nobody-at-all");
+}
+
 #[test]
 fn a_second_request_is_final_at_once() {
     let stubborn =

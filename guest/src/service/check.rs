@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::Service;
+use super::{Backoff, Service};
+
+/// What supervision waits at least.
+const SHORTEST_PAUSE_MS: u64 = 10;
 
 type Services = BTreeMap<String, Service>;
 
@@ -47,6 +50,12 @@ fn alone(service: &Service) -> Vec<String> {
     }
     if !(-1000..=1000).contains(&service.oom_score_adj) {
         problems.push(format!("oom_score_adj = {} is not between -1000 and 1000", service.oom_score_adj));
+    }
+    if service.backoff.min_ms < SHORTEST_PAUSE_MS || service.backoff.max_ms < service.backoff.min_ms {
+        let Backoff { min_ms, max_ms, .. } = service.backoff;
+        problems.push(format!(
+            "backoff.min_ms = {min_ms} is less than {SHORTEST_PAUSE_MS}, or more than backoff.max_ms = {max_ms}"
+        ));
     }
     let zero_byte = |text: &String| text.contains('\0');
     if service.command.iter().any(zero_byte) || service.environment.values().any(zero_byte) {
@@ -172,6 +181,7 @@ mod tests {
         a.oom_score_adj = -2000;
         a.directory = "tmp".into();
         a.environment.insert("A=B".to_owned(), String::new());
-        assert_eq!(check(&set, &|_| true).len(), 6);
+        a.backoff.min_ms = 0;
+        assert_eq!(check(&set, &|_| true).len(), 7);
     }
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Service, builtin};
+use super::{Restart, Service, builtin};
 use crate::files;
 
 /// Files that come with envd-init: converted units, and copies of what is compiled in, for people to read.
@@ -135,7 +135,44 @@ impl Loaded {
             let instead = self.instead_of(name);
             return self.problem(path, &format!("no command is given{instead}"));
         }
-        self.services.insert(name.to_owned(), read.value);
+        let service = if is_indispensable(name) { self.keep_reachable(path, read.value) } else { read.value };
+        self.services.insert(name.to_owned(), service);
+    }
+
+    /// What an owner may not change of a service without which nobody reaches the machine: that it runs, always. Where its program
+    /// is not there the compiled-in service does.
+    fn keep_reachable(&mut self, path: &Path, own: Service) -> Service {
+        let Some(shipped) = builtin::service(&own.name) else { return own };
+        if let Some(program) = own.program().filter(|program| !program.exists()) {
+            self.problem(
+                path,
+                &format!("there is no program {}; the shipped one is used", program.display()),
+            );
+            return shipped;
+        }
+        let kept = Service {
+            enabled: true,
+            kind: shipped.kind,
+            restart: Restart::Always,
+            only_if: Vec::new(),
+            only_if_filled: Vec::new(),
+            ..own.clone()
+        };
+        let asked = [
+            ("enabled", own.enabled != kept.enabled),
+            ("kind", own.kind != kept.kind),
+            // What it says of restarts where it says nothing is no wish.
+            ("restart", own.restart == Restart::Never),
+            ("only_if", own.only_if != kept.only_if),
+            ("only_if_filled", own.only_if_filled != kept.only_if_filled),
+        ];
+        for (key, _) in asked.iter().filter(|(_, asked)| *asked) {
+            self.problem(
+                path,
+                &format!("{key} does not count: without {} nobody reaches the machine", own.name),
+            );
+        }
+        kept
     }
 
     fn problem(&mut self, path: &Path, text: &str) {
@@ -163,13 +200,10 @@ mod tests {
 
     #[test]
     fn an_own_file_replaces_a_shipped_one_and_an_empty_one_turns_it_off() {
-        let loaded = load_files(&[
-            ("tmpfiles.toml", ""),
-            ("relay.toml", "command = ['/bin/relay']"),
-            ("notes.txt", "x"),
-        ]);
+        let loaded =
+            load_files(&[("tmpfiles.toml", ""), ("relay.toml", "command = ['/bin/sh']"), ("notes.txt", "x")]);
         assert!(!loaded.services.contains_key("tmpfiles"));
-        assert_eq!(loaded.services["relay"].command, ["/bin/relay"]);
+        assert_eq!(loaded.services["relay"].command, ["/bin/sh"]);
         assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
     }
 
@@ -182,6 +216,18 @@ mod tests {
         assert_eq!(loaded.services["relay"].group_path(), "init.scope");
         assert!(!loaded.services.contains_key("web"));
         assert!(loaded.problems.iter().any(|problem| problem.contains("the shipped one is used")));
+    }
+
+    /// The documentation says that they cannot be turned off; only an empty file was kept from it.
+    #[test]
+    fn no_file_turns_envd_or_the_relay_off() {
+        let off = "command = ['/bin/sh']\nenabled = false\nkind = 'oneshot'\nrestart = 'never'\nonly_if = ['/no/such']\n";
+        let loaded = load_files(&[("envd.toml", "command = ['/no/such']"), ("relay.toml", off)]);
+        let relay = &loaded.services["relay"];
+        assert!(relay.enabled && !relay.is_oneshot() && relay.only_if.is_empty());
+        assert_eq!((relay.restart, relay.command[0].as_str()), (Restart::Always, "/bin/sh"));
+        assert_eq!(loaded.services["envd"].command[0], "/usr/lib/envd-init/envd-wrapper");
+        assert_eq!(loaded.problems.len(), 5, "{:?}", loaded.problems);
     }
 
     #[test]
@@ -210,7 +256,7 @@ mod tests {
         let (shipped, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let chain = |own: &Path| chain(shipped.path(), own, "envd").services.into_keys().collect::<Vec<_>>();
         assert_eq!(chain(own.path()), ["envd", "seed-certs", "tmp"]);
-        fs::write(own.path().join("envd.toml"), "command = ['/e']\nafter = ['mine', 'nobody', 'envd']")
+        fs::write(own.path().join("envd.toml"), "command = ['/bin/sh']\nafter = ['mine', 'nobody', 'envd']")
             .unwrap();
         fs::write(own.path().join("mine.toml"), "command = ['/m']\nafter = ['unit']").unwrap();
         fs::write(shipped.path().join("unit.toml"), "command = ['/u']").unwrap();

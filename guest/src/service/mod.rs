@@ -35,8 +35,10 @@ pub struct Service {
     pub command: Vec<String>,
     pub environment: BTreeMap<String, String>,
     /// A name or a number; unset: root.
+    #[serde(deserialize_with = "name_or_number")]
     pub user: Option<String>,
     /// A name or a number; unset: the user's own.
+    #[serde(deserialize_with = "name_or_number")]
     pub group: Option<String>,
     /// Working directory.
     pub directory: PathBuf,
@@ -262,11 +264,36 @@ impl Limits {
     }
 }
 
+/// Stands for an account whose key cannot be read: "there is no user that can be read".
+const UNREADABLE: &str = "that can be read";
+
+/// An account: `'web'`, `'1000'` or `1000`.
+fn name_or_number<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "neither a name nor a number")]
+    enum Account {
+        Number(u32),
+        Name(String),
+    }
+    Ok(Some(match Account::deserialize(from)? {
+        Account::Number(number) => number.to_string(),
+        Account::Name(name) => name,
+    }))
+}
+
 impl Service {
     /// Reads a file's text. Never fails; `problems` names each key that was passed over.
     pub fn parse(name: &str, text: &str) -> Read<Self> {
         let mut read: Read<Self> = lenient::read(text);
         name.clone_into(&mut read.value.name);
+        // One of whom it is not known whose it is must not run as root.
+        for (key, account) in [("user", &mut read.value.user), ("group", &mut read.value.group)] {
+            let of_it =
+                |problem: &String| problem.strip_prefix(key).is_some_and(|rest| rest.starts_with([':', '.']));
+            if read.problems.iter().any(of_it) {
+                *account = Some(UNREADABLE.to_owned());
+            }
+        }
         read
     }
 
@@ -325,6 +352,20 @@ mod tests {
             assert!(crate::documented::is_default(&cell, &default), "{key}: {cell:?} is not {default}");
         }
         assert_eq!(told.into_keys().collect::<Vec<_>>(), ["cgroup", "limits"]);
+    }
+
+    /// It ran as root, with a word of warning.
+    #[test]
+    fn a_user_may_be_a_number_and_one_that_cannot_be_read_is_nobody() {
+        let user = |line: &str| Service::parse("x", &format!("command = ['/x']\n{line}\n")).value.user;
+        assert_eq!(user("user = 1000"), Some("1000".into()));
+        assert_eq!(user("user = 'web'"), Some("web".into()));
+        assert_eq!(user(""), None);
+        for wrong in ["user = true", "user = ['web']", "user = -1", "user = 1.5", "user = { name = 'web' }"] {
+            assert_eq!(user(wrong), Some(UNREADABLE.into()), "{wrong}");
+        }
+        let read = Service::parse("x", "command = ['/x']\ngroup = [1]\n");
+        assert_eq!((read.value.group.as_deref(), read.problems.len()), (Some(UNREADABLE), 1));
     }
 
     #[test]

@@ -40,6 +40,8 @@ use crate::clock::Moment;
 
 /// A timer that comes later than this was not late by accident.
 const LATE: Duration = Duration::from_secs(1);
+/// Whatever is configured: without a pause a process that cannot be started would be tried again for ever, and nothing else done.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 /// A process that starts is probed again after a twelfth of the time that it has taken so far, within these bounds: so it is
 /// seen to serve within a few percent of the time it took, and a slow one costs few probes.
 const START_PROBE_SHARE: u32 = 12;
@@ -583,6 +585,7 @@ impl Machine {
     fn pause(&self, now: Moment) -> Duration {
         let backoff = self.policy.backoff;
         let full = backoff.first.saturating_mul(1 << self.backoff_step.min(16)).min(backoff.longest);
+        let full = full.max(SHORTEST_PAUSE);
         let jitter = u64::from(now.subsec_nanos()).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56;
         full.mul_f64(1.0 - 0.2 * jitter as f64 / 256.0)
     }

@@ -282,6 +282,17 @@ fn it_never_gives_up() {
     assert_eq!(script.machine.restarts(), 1000);
 }
 
+/// A spawn that fails at once was tried again within the same event, for ever.
+#[test]
+fn without_a_pause_there_is_one_all_the_same() {
+    let none = Backoff { first: Duration::ZERO, longest: Duration::ZERO, ..Backoff::default() };
+    let mut script = Script::new(Policy { backoff: none, ..Policy::default() });
+    script.on(Event::Start);
+    let after = script.on(Event::SpawnFailed);
+    assert!(!after.contains(&Action::Spawn), "{after:?}");
+    assert!(script.machine.deadline().unwrap() > script.now);
+}
+
 #[test]
 fn a_clean_exit_is_restarted_too() {
     let mut script = Script::serving();

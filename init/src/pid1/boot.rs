@@ -223,7 +223,9 @@ impl Machine {
     }
 
     fn start_relay(&mut self) {
-        let Loaded { services, .. } = load::chain(Path::new(load::SHIPPED), Path::new(load::OWN), "relay");
+        let Loaded { mut services, .. } =
+            load::chain(Path::new(load::SHIPPED), Path::new(load::OWN), "relay");
+        check::untangle(&mut services);
         self.services.add(services);
     }
 

@@ -380,6 +380,8 @@ impl Machine {
             }
             Action::TermAll => {
                 self.tell_late_services();
+                let (services, world) = self.split();
+                services.stop_the_rest(world);
                 self.signal_all(Signal::SIGTERM);
                 self.signal_all(Signal::SIGCONT);
             }
@@ -415,6 +417,7 @@ impl Machine {
         finish::go_down(kind, &self.cmdline);
         // The kernel refused; the next request tries again.
         self.shutdown = None;
+        self.services.stay_up();
     }
 
     pub(super) fn envd_is_healthy(&self) -> bool {

@@ -126,8 +126,22 @@ impl Services {
         self.stopping = true;
         for unit in &mut self.units {
             unit.wanted = false;
+            unit.run_no_more(world);
         }
         self.pump_stop(world);
+    }
+
+    /// The kernel refused to go down: what is started from here on runs as ever.
+    pub(in crate::pid1) fn stay_up(&mut self) {
+        self.stopping = false;
+        self.units.iter_mut().for_each(Unit::run_again);
+    }
+
+    /// Stops those as well that others still need: their time is over.
+    pub(in crate::pid1) fn stop_the_rest(&mut self, world: World<'_>) {
+        for unit in self.units.iter_mut().filter(|unit| !unit.is_down()) {
+            unit.event(Event::Stop, world);
+        }
     }
 
     pub(in crate::pid1) fn all_down(&self) -> bool {

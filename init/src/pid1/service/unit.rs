@@ -21,7 +21,7 @@ use guest::{
     record::{self, Level},
     service::{LogTo, Placement, Readiness, Service},
     spawn::{self, Program, Spawned},
-    supervise::{Action, Event, Machine, ProbeFailure, State},
+    supervise::{Action, Event, Machine, Policy, ProbeFailure, Restart, State},
     sys::Reaped,
 };
 use nix::{
@@ -154,6 +154,21 @@ impl Unit {
         if let Some(service) = self.next.take() {
             self.machine.set_policy(program::policy(&service));
             self.service = service;
+        }
+    }
+
+    /// The machine stays up after all.
+    pub(super) fn run_again(&mut self) {
+        self.machine.set_policy(program::policy(&self.service));
+    }
+
+    /// The machine goes down: an end is not followed by another start, and what waits for one waits no longer.
+    pub(super) fn run_no_more(&mut self, world: World<'_>) {
+        self.next = None;
+        let policy = program::policy(&self.service);
+        self.machine.set_policy(Policy { restart: Restart::Never, ..policy });
+        if self.process.is_none() && self.draining.is_none() {
+            self.event(Event::Stop, world);
         }
     }
 
