@@ -164,6 +164,20 @@ fn a_connection_that_the_guest_ends_before_a_byte_has_moved_is_dialled_again_uns
     assert_eq!(request(&mut client, "/tag").unwrap(), "vsock");
 }
 
+/// Nobody is left to serve it: it is closed, never answered, and not left without an end.
+#[test]
+fn a_guest_that_ends_every_connection_is_given_up_when_the_hold_time_is_over() {
+    let vmm = Vmm::new("vsock");
+    let route = format!("firecracker:{}:49983", vmm.path().display());
+    let bridge = Bridge::start(&[route], &["--hold", "1"]);
+    vmm.end_silent(true);
+    let mut client = TcpStream::connect(bridge.address()).unwrap();
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+    let none = "redials_total{sandbox=\"sandbox\"} 0\n";
+    assert!(!bridge.metrics().contains(none), "it was tried more than once");
+}
+
 #[test]
 fn through_a_vmm_that_breaks_half_close_answers_come_whole() {
     let vmm = Vmm::new("vsock");
