@@ -296,6 +296,23 @@ fn where_all_is_well_the_doctor_is_silent() {
     world.doctor(&[]).assert_well();
 }
 
+/// Connected and then closed is the failure that this tool is for: it is told as one even where nothing behind the listener was
+/// given or can be told from its neighbours.
+#[test]
+fn a_listener_that_serves_nobody_is_named_though_nothing_behind_it_is_found() {
+    if !is_root() {
+        return;
+    }
+    let (mut world, neighbour) = (World::new(), World::new());
+    for either in [&world, &neighbour] {
+        either.in_sandbox("ip tuntap add spare mode tap");
+    }
+    world.end(1);
+    let child = World::serve_nobody(&world.host, world.listen);
+    world.keep(child);
+    world.doctor_with(&[], &[]).assert_first("listener", "what lies behind it was not found");
+}
+
 /// Of two faults the one that a request meets first comes first.
 #[test]
 fn of_two_faults_the_earlier_is_named_first() {

@@ -259,6 +259,25 @@ pub fn listener_is_at_fault(facts: &Facts, finding: &Finding) -> Finding {
         .then_do(bridge_command(&facts.plan))
 }
 
+/// Nothing comes through, and where it leads was neither given nor found. An answer that is not envd's may be meant: a proxy for
+/// many sandboxes serves none without being told which.
+pub fn nothing_behind_is_seen(facts: &Facts, finding: &Finding) -> Finding {
+    let health = &facts.host.health;
+    let through = format!("GET /health through it {}, and what lies behind it was not found", health.said());
+    let mut judged = match health {
+        Health::Answer { status: 200..=499, .. } => Finding::unknown(Hop::Listener, through),
+        _ => Finding::broken(Hop::Listener, through),
+    };
+    judged.evidence.push(finding.summary.clone());
+    judged.evidence.extend(finding.evidence.iter().filter(|line| !line.starts_with("GET ")).cloned());
+    if !facts.plan.candidates.is_empty() {
+        judged.evidence.push(format!("namespaces that it may lead to: {}", facts.plan.candidates.join(", ")));
+    }
+    judged
+        .then_do("# say what lies behind it, and run this as root:")
+        .then_do(format!("envdctl doctor --listen {} --netns NAME --fc-socket PATH", facts.plan.listen))
+}
+
 /// Proxy variables, and what they do to a request for localhost.
 pub fn proxy(facts: &Facts) -> Finding {
     let proxy = &facts.host.proxy;

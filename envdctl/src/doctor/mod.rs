@@ -142,13 +142,15 @@ fn judge(facts: &Facts) -> Vec<Finding> {
     hops
 }
 
-/// Where all else is well and yet nothing comes through the listener, it is the listener.
+/// Where nothing comes through the listener and no hop behind it is found broken, it is the listener: since the way behind it is
+/// well, or as far as can be seen from here.
 fn blame_listener(facts: &Facts, hops: &mut [Finding]) {
-    let through = &facts.host.health;
-    let guest_well = facts.guest.as_ref().is_some_and(|guest| guest.health.is_well());
     let by_tcp = |finding: &Finding| finding.hop <= Hop::Health;
-    let well = guest_well && !hops.iter().any(|finding| by_tcp(finding) && finding.is_broken());
-    if let Some(first) = hops.first_mut().filter(|_| well && !through.is_well()) {
-        *first = judge_host::listener_is_at_fault(facts, first);
+    let explained = hops.iter().any(|finding| by_tcp(finding) && finding.is_broken());
+    let Some(first) = hops.first_mut().filter(|_| !explained && !facts.host.health.is_well()) else { return };
+    match &facts.guest {
+        Some(guest) if guest.health.is_well() => *first = judge_host::listener_is_at_fault(facts, first),
+        Some(_) => {}
+        None => *first = judge_host::nothing_behind_is_seen(facts, first),
     }
 }

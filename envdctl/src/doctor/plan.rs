@@ -300,16 +300,51 @@ fn only_vm(monitors: &[Monitor]) -> Option<Netns> {
 /// The socket of the VM in the namespace, or of the only VM of this host.
 fn find_vsock(netns: Option<&Netns>, monitors: &[Monitor]) -> Option<(Vsock, u32)> {
     let inode = netns.and_then(|netns| process::inode_of(&netns.path));
-    let inside: Vec<&Monitor> = monitors.iter().filter(|m| inode.is_some() && m.netns == inode).collect();
-    let pool = if inside.iter().any(|m| !m.sockets.is_empty()) { inside } else { monitors.iter().collect() };
+    let own = process::netns_of(std::process::id() as i32);
+    let pool = of_this_guest(inode, own, monitors);
     let mut sockets = pool.iter().flat_map(|monitor| &monitor.sockets);
     let first = sockets.next()?;
     sockets.next().is_none().then(|| (Vsock::Hybrid(first.clone()), ENVD_PORT.into()))
 }
 
+/// The monitors that may serve the guest of a namespace: those inside; where there is none, those outside of every sandbox (a
+/// device of its own, as vhost-device-vsock, may run there). One in another sandbox's namespace is another guest's.
+fn of_this_guest(namespace: Option<u64>, own: Option<u64>, monitors: &[Monitor]) -> Vec<&Monitor> {
+    if namespace.is_none() {
+        return monitors.iter().collect();
+    }
+    let inside: Vec<&Monitor> = monitors.iter().filter(|monitor| monitor.netns == namespace).collect();
+    if !inside.is_empty() {
+        return inside;
+    }
+    monitors.iter().filter(|monitor| monitor.netns.is_none() || monitor.netns == own).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The guest of another namespace was asked by vsock, and its troubles told as this one's.
+    #[test]
+    fn a_monitor_in_another_sandbox_is_never_this_guests() {
+        let monitor = |pid, netns, sockets: &[&str]| Monitor {
+            process: process::Owner {
+                pid,
+                name: "firecracker".into(),
+                arguments: Vec::new(),
+                stopped: false,
+            },
+            netns: Some(netns),
+            sockets: sockets.iter().map(PathBuf::from).collect(),
+        };
+        let pids = |namespace, monitors: &[Monitor]| {
+            of_this_guest(namespace, Some(1), monitors).iter().map(|m| m.process.pid).collect::<Vec<_>>()
+        };
+        let all = [monitor(10, 2, &[]), monitor(11, 3, &["/b.sock"]), monitor(12, 1, &["/host.sock"])];
+        assert_eq!(pids(Some(2), &all), [10], "its own has no vsock");
+        assert_eq!(pids(Some(4), &all), [12], "nobody is inside");
+        assert_eq!(pids(None, &all), [10, 11, 12], "it is not known which is meant");
+    }
 
     #[test]
     fn the_routes_of_a_running_bridge_are_read_from_its_command_line() {

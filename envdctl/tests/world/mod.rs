@@ -195,10 +195,19 @@ impl World {
 
     /// A socat in a namespace; awaited until it listens.
     pub(crate) fn forward(name: &str, at: SocketAddr, to: SocketAddr) -> Child {
+        Self::listen(name, at, &format!("TCP4:{to}"))
+    }
+
+    /// Takes connections, and ends each without a word.
+    pub(crate) fn serve_nobody(name: &str, at: SocketAddr) -> Child {
+        Self::listen(name, at, "EXEC:/bin/false")
+    }
+
+    fn listen(name: &str, at: SocketAddr, to: &str) -> Child {
         let child = Command::new("ip")
             .args(["netns", "exec", name, "socat"])
             .arg(format!("TCP4-LISTEN:{},bind={},reuseaddr,fork", at.port(), at.ip()))
-            .arg(format!("TCP4:{to}"))
+            .arg(to)
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -250,12 +259,16 @@ impl World {
 
     /// The command line that is the same in every scenario.
     pub(crate) fn doctor(&self, environment: &[(&str, &str)]) -> Report {
+        let route = format!("netns:{}/tcp:{}", self.sandbox, self.guest);
+        let (socket, console) = (self.vmm_socket.display().to_string(), self.console().display().to_string());
+        self.doctor_with(&["--route", &route, "--fc-socket", &socket, "--console", &console], environment)
+    }
+
+    pub(crate) fn doctor_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Report {
         let output = Command::new("ip")
             .args(["netns", "exec", &self.host, env!("CARGO_BIN_EXE_envdctl"), "doctor", "--json"])
             .args(["--listen", &format!("tcp:{}", self.listen)])
-            .args(["--route", &format!("netns:{}/tcp:{}", self.sandbox, self.guest)])
-            .args(["--fc-socket", &self.vmm_socket.display().to_string()])
-            .args(["--console", &self.console().display().to_string()])
+            .args(arguments)
             .env_remove("HTTP_PROXY")
             .env_remove("http_proxy")
             .env_remove("ALL_PROXY")
