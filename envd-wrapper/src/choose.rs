@@ -7,7 +7,8 @@
 //! A wrapper never runs a wrapper: not itself (the same device and inode, whatever the name) and not a copy of itself.
 //! The platform's provisioning makes /usr/local writable to everybody, so a program that others than root can change is run
 //! only when the configuration pins it by path and sha256, or when whoever called us named it. In `/usr/bin`, where only root
-//! can put a file, a file is root's doing whoever owns it: updaters move uploads there.
+//! can put a file, a file is root's doing whoever owns it: updaters move uploads there. A link out of it is worth what it leads
+//! to. Where others can write `/usr/bin` itself the machine is theirs anyway: that is told, and envd runs.
 
 use std::fmt;
 use std::fs;
@@ -19,8 +20,8 @@ use crate::facts::{Kind, Known};
 
 /// Folders that are searched, in order.
 const FOLDERS: [&str; 2] = ["/usr/bin", "/usr/local/bin"];
-/// Writable by the group or by others.
-const WRITABLE_BY_OTHERS: u32 = 0o022;
+const WRITABLE_BY_GROUP: u32 = 0o020;
+const WRITABLE_BY_OTHERS: u32 = 0o002;
 
 /// Where to look.
 #[derive(Debug, Default)]
@@ -34,8 +35,11 @@ pub(crate) struct Search {
 /// Every candidate with what was found, up to the one that runs.
 #[derive(Debug)]
 pub(crate) struct Verdict {
-    candidates: Vec<(Candidate, Result<(), Refusal>)>,
+    candidates: Vec<(Candidate, Outcome)>,
 }
+
+/// One that may run; with the folder, where it had better not, because others than root can change that.
+type Outcome = Result<Option<PathBuf>, Refusal>;
 
 #[derive(Debug)]
 struct Candidate {
@@ -52,7 +56,7 @@ struct Candidate {
 enum Trust {
     /// Whoever called us named it, or put it beside us.
     Vouched,
-    /// Only root can put a file into its folder, if that is so.
+    /// Root's programs lie in its folder, and root put it there.
     OfItsFolder,
     /// Nobody but root can change it.
     OfItsOwn,
@@ -77,6 +81,8 @@ pub(crate) enum Refusal {
     Untrusted { path: PathBuf },
     #[error("its sha256 is {found}, the configuration pins {pinned}")]
     OtherContent { found: String, pinned: String },
+    #[error("is a file of which the configuration pins another content")]
+    PinnedElsewhere,
 }
 
 impl Verdict {
@@ -85,11 +91,16 @@ impl Verdict {
         outcome.is_ok().then_some(candidate.path.as_path())
     }
 
-    /// Candidates that were there and may not run, worth a warning.
-    pub(crate) fn refused(&self) -> impl Iterator<Item = String> {
+    /// Candidates that were there and may not run, and one that runs and had better not.
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = String> {
         self.candidates.iter().filter_map(|(candidate, outcome)| match outcome {
-            Err(Refusal::Missing | Refusal::Wrapper) | Ok(()) => None,
+            Err(Refusal::Missing | Refusal::Wrapper) | Ok(None) => None,
             Err(refusal) => Some(format!("{} is not run: {refusal}", candidate.path.display())),
+            Ok(Some(folder)) => Some(format!(
+                "{} is run as root although others than root can change {}: make that folder root's, and writable to root alone",
+                candidate.path.display(),
+                folder.display()
+            )),
         })
     }
 
@@ -105,7 +116,10 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (candidate, outcome) in &self.candidates {
             let verdict = match outcome {
-                Ok(()) => "runs".to_owned(),
+                Ok(None) => "runs".to_owned(),
+                Ok(Some(folder)) => {
+                    format!("runs, although others than root can change {}", folder.display())
+                }
                 Err(refusal) => refusal.to_string(),
             };
             writeln!(f, "{} ({}): {verdict}", candidate.path.display(), candidate.why)?;
@@ -117,9 +131,27 @@ impl fmt::Display for Verdict {
 /// Looks at the candidates in order, and stops at the first that may run. Asked anew before every start; files that are
 /// `known` are not read again.
 pub(crate) fn choose(search: &Search, known: &mut Known) -> Verdict {
+    first_fit(search.candidates(), known)
+}
+
+fn first_fit(list: Vec<Candidate>, known: &mut Known) -> Verdict {
     let mut candidates = Vec::new();
-    for candidate in search.candidates() {
-        let outcome = candidate.judge(known);
+    // A file that its pin has refused is refused under its other names too.
+    let mut refused = None;
+    for candidate in list {
+        let file = candidate.inode();
+        let outcome = match file.is_some() && file == refused {
+            true => Err(Refusal::PinnedElsewhere),
+            false => candidate.judge(known),
+        };
+        let outcome = match outcome {
+            // Who pins a program does not get one instead that anybody may have put there.
+            Ok(Some(path)) if refused.is_some() => Err(Refusal::Untrusted { path }),
+            outcome => outcome,
+        };
+        if matches!(outcome, Err(Refusal::OtherContent { .. })) {
+            refused = file;
+        }
         let found = outcome.is_ok();
         candidates.push((candidate, outcome));
         if found {
@@ -159,7 +191,12 @@ impl Search {
 }
 
 impl Candidate {
-    fn judge(&self, known: &mut Known) -> Result<(), Refusal> {
+    /// Device and number of the file behind the name.
+    fn inode(&self) -> Option<(u64, u64)> {
+        fs::metadata(&self.path).ok().map(|file| (file.dev(), file.ino()))
+    }
+
+    fn judge(&self, known: &mut Known) -> Outcome {
         let file = fs::metadata(&self.path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Refusal::Missing,
             _ => Refusal::Unreadable(error),
@@ -179,33 +216,47 @@ impl Candidate {
         }
     }
 
-    fn judge_pin(&self, pinned: &str, file: &fs::Metadata, known: &mut Known) -> Result<(), Refusal> {
+    fn judge_pin(&self, pinned: &str, file: &fs::Metadata, known: &mut Known) -> Outcome {
         let found = known.sha256(&self.path, file).map_err(Refusal::Unreadable)?;
         match found.eq_ignore_ascii_case(pinned) {
-            true => Ok(()),
+            true => Ok(None),
             false => Err(Refusal::OtherContent { found, pinned: pinned.to_owned() }),
         }
     }
 
-    fn judge_trust(&self) -> Result<(), Refusal> {
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
+    fn judge_trust(&self) -> Outcome {
         let changeable = match self.trust {
             Trust::Vouched => None,
-            Trust::OfItsFolder => changeable_by_others(folder),
+            Trust::OfItsFolder => return self.judge_by_folder(),
             Trust::OfItsOwn => changeable_by_others(&self.path),
         };
-        changeable.map_or(Ok(()), |path| Err(Refusal::Untrusted { path }))
+        changeable.map_or(Ok(None), |path| Err(Refusal::Untrusted { path }))
+    }
+
+    /// What its own folder and the way there are worth is worth all that lies there.
+    fn judge_by_folder(&self) -> Outcome {
+        let real = |path: &Path| fs::canonicalize(path).map_err(Refusal::Unreadable);
+        let folder = real(self.path.parent().unwrap_or(Path::new("/")))?;
+        let file = real(&self.path)?;
+        let is_link = file.parent() != Some(&folder);
+        match changeable_by_others(if is_link { &file } else { &folder }) {
+            Some(path) if !folder.starts_with(&path) => Err(Refusal::Untrusted { path }),
+            doubtful => Ok(doubtful),
+        }
     }
 }
 
-/// The file or the first folder on its way that somebody else than root can write.
+/// The file or the last folder on its way that somebody else than root can write.
 fn changeable_by_others(path: &Path) -> Option<PathBuf> {
     let real = fs::canonicalize(path).ok()?;
-    let guarded = |part: &Path| {
-        fs::metadata(part)
-            .is_ok_and(|meta| meta.uid() == 0 && meta.permissions().mode() & WRITABLE_BY_OTHERS == 0)
-    };
+    let guarded = |part: &Path| fs::metadata(part).is_ok_and(|meta| is_roots_alone(&meta));
     real.ancestors().find(|part| !guarded(part)).map(Path::to_path_buf)
+}
+
+/// In root's own group nobody is but root: images that run as any user have all of it writable to that group.
+fn is_roots_alone(meta: &fs::Metadata) -> bool {
+    let others = if meta.gid() == 0 { WRITABLE_BY_OTHERS } else { WRITABLE_BY_OTHERS | WRITABLE_BY_GROUP };
+    meta.uid() == 0 && meta.permissions().mode() & others == 0
 }
 
 #[cfg(test)]
@@ -214,11 +265,22 @@ mod tests {
 
     use super::*;
 
-    fn judge(path: &Path, why: &'static str, sha256: Option<&str>) -> Result<(), Refusal> {
+    fn judge(path: &Path, why: &'static str, sha256: Option<&str>) -> Outcome {
         let sha256 = sha256.map(str::to_owned);
         let (elf_only, trust) = (why == "found", Trust::OfItsOwn);
         let mut known = Known::default();
         Candidate { path: path.to_path_buf(), why, elf_only, trust, sha256 }.judge(&mut known)
+    }
+
+    /// As what lies in `/usr/bin` is judged.
+    fn judge_by_folder(path: &Path) -> Outcome {
+        let (elf_only, trust) = (true, Trust::OfItsFolder);
+        let candidate = Candidate { path: path.to_path_buf(), why: "found", elf_only, trust, sha256: None };
+        candidate.judge(&mut Known::default())
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
 
     /// A copy of a real ELF program, in a folder of root's alone.
@@ -248,7 +310,7 @@ mod tests {
         fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
         assert!(matches!(judge(&path, "found", None), Err(Refusal::Untrusted { .. })));
         let sum = Known::default().sha256(&path, &fs::metadata(&path).unwrap()).unwrap();
-        assert!(judge(&path, "configured", Some(&sum)).is_ok());
+        assert!(matches!(judge(&path, "configured", Some(&sum)), Ok(None)));
         fs::write(&path, fs::read("/bin/false").unwrap()).unwrap();
         assert!(matches!(judge(&path, "configured", Some(&sum)), Err(Refusal::OtherContent { .. })));
     }
@@ -263,12 +325,76 @@ mod tests {
         );
     }
 
+    /// Images made for arbitrary users have `chmod g=u` everywhere.
+    #[test]
+    fn what_roots_own_group_can_write_is_roots_and_another_groups_is_not() {
+        let folder = tempfile::tempdir_in("/var/lib").unwrap();
+        let path = program(folder.path(), "envd");
+        [folder.path(), &path].into_iter().for_each(|part| set_mode(part, 0o775));
+        assert!(matches!(judge(&path, "found", None), Ok(None)));
+        std::os::unix::fs::chown(&path, None, Some(1000)).unwrap();
+        assert!(matches!(judge(&path, "found", None), Err(Refusal::Untrusted { .. })));
+    }
+
+    /// Whoever can write `/usr/bin` is root already; a sandbox without an envd is dead.
+    #[test]
+    fn in_usr_bin_a_folder_that_others_can_write_is_told_and_envd_runs() {
+        let folder = tempfile::tempdir_in("/var/lib").unwrap();
+        let path = program(folder.path(), "envd");
+        set_mode(folder.path(), 0o777);
+        let Ok(Some(doubtful)) = judge_by_folder(&path) else { panic!("it does not run, or quietly") };
+        assert_eq!(doubtful, folder.path());
+    }
+
+    #[test]
+    fn a_file_in_usr_bin_is_roots_doing_whoever_owns_it() {
+        let folder = tempfile::tempdir_in("/var/lib").unwrap();
+        set_mode(folder.path(), 0o755);
+        let path = program(folder.path(), "envd");
+        std::os::unix::fs::chown(&path, Some(1000), Some(1000)).unwrap();
+        assert!(matches!(judge_by_folder(&path), Ok(None)));
+    }
+
     #[test]
     fn a_script_at_envds_place_is_passed_over() {
         let folder = tempfile::tempdir_in("/var/lib").unwrap();
         let path = folder.path().join("envd");
         fs::write(&path, "#!/bin/sh\nexec envd.real\n").unwrap();
         assert!(matches!(judge(&path, "found", None), Err(Refusal::NotElf)));
+    }
+
+    /// The link is root's, what it leads to is not.
+    #[test]
+    fn a_link_in_usr_bin_is_worth_what_it_leads_to() {
+        let (bin, elsewhere) =
+            (tempfile::tempdir_in("/var/lib").unwrap(), tempfile::tempdir_in("/var/lib").unwrap());
+        [bin.path(), elsewhere.path()].into_iter().for_each(|folder| set_mode(folder, 0o755));
+        let (link, target) = (bin.path().join("envd"), program(elsewhere.path(), "envd"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        assert!(matches!(judge_by_folder(&link), Ok(None)), "root's alone");
+        set_mode(&target, 0o777);
+        assert!(matches!(judge_by_folder(&link), Err(Refusal::Untrusted { path }) if path == target));
+        set_mode(bin.path(), 0o777);
+        assert!(judge_by_folder(&link).is_err(), "its own folder is no excuse");
+    }
+
+    #[test]
+    fn what_a_pin_has_refused_runs_under_no_other_name() {
+        let folder = tempfile::tempdir_in("/var/lib").unwrap();
+        set_mode(folder.path(), 0o755);
+        let (pinned, link) = (program(folder.path(), "envd"), folder.path().join("link"));
+        std::os::unix::fs::symlink(&pinned, &link).unwrap();
+        let one = |path: &Path, why, sha256: Option<String>| Candidate {
+            path: path.to_path_buf(),
+            why,
+            elf_only: true,
+            trust: Trust::OfItsFolder,
+            sha256,
+        };
+        let list = vec![one(&pinned, "configured", Some("0".repeat(64))), one(&link, "found", None)];
+        let verdict = first_fit(list, &mut Known::default());
+        assert_eq!(verdict.chosen(), None, "{verdict}");
+        assert!(verdict.to_string().contains("the configuration pins another content"), "{verdict}");
     }
 
     #[test]

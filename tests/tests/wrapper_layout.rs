@@ -221,6 +221,69 @@ fn a_program_that_others_can_change_is_run_only_when_it_is_pinned() {
     assert!(check_config().1.contains("the configuration pins 0000"));
 }
 
+/// What `--check` says where `folder` is the machine's `/usr/bin`.
+fn check_with_usr_bin(folder: &Path, config: &str) -> (i32, String) {
+    let settings = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&settings, config).unwrap();
+    let wrapper = paths::guest_bin("envd-wrapper").unwrap();
+    let enter = "mount --bind \"$0\" /usr/bin && exec \"$1\" --check --config \"$2\"";
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", enter])
+        .args([folder, &wrapper, settings.path()])
+        .output()
+        .unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+/// A folder with an envd in it, for `/usr/bin`.
+fn usr_bin(mode: u32) -> tempfile::TempDir {
+    let folder = tempfile::tempdir_in("/var/lib").unwrap();
+    fs::copy(paths::stand_in().unwrap(), folder.path().join("envd")).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+    folder
+}
+
+/// Images that are made for arbitrary users (`chmod -R g=u`), and careless ones: a sandbox without an envd is dead.
+#[test]
+fn envd_runs_from_usr_bin_whoever_can_write_there_and_that_is_told() {
+    let (code, said) = check_with_usr_bin(usr_bin(0o775).path(), "");
+    assert_eq!((code, said.as_str()), (0, "/usr/bin/envd (found): runs\n"), "root's own group");
+    let (code, said) = check_with_usr_bin(usr_bin(0o777).path(), "");
+    let doubtful = "/usr/bin/envd (found): runs, although others than root can change /usr/bin\n";
+    assert_eq!((code, said.as_str()), (0, doubtful));
+}
+
+/// An updater moves its upload there, with whatever owner that has.
+#[test]
+fn a_users_file_in_usr_bin_runs() {
+    let folder = usr_bin(0o755);
+    std::os::unix::fs::chown(folder.path().join("envd"), Some(1000), Some(1000)).unwrap();
+    assert_eq!(check_with_usr_bin(folder.path(), ""), (0, "/usr/bin/envd (found): runs\n".to_owned()));
+}
+
+/// Provisioning makes /usr/local/bin writable to everybody: a link that leads there makes nothing there root's.
+#[test]
+fn a_link_out_of_usr_bin_runs_nothing_that_others_can_change() {
+    let (folder, elsewhere) = (usr_bin(0o755), usr_bin(0o777));
+    fs::remove_file(folder.path().join("envd")).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path().join("envd"), folder.path().join("envd")).unwrap();
+    let (code, said) = check_with_usr_bin(folder.path(), "");
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("/usr/bin/envd (found): others than root can change"), "{said}");
+}
+
+#[test]
+fn a_file_that_its_pin_refuses_is_not_found_again_under_another_name() {
+    let folder = usr_bin(0o755);
+    std::os::unix::fs::symlink("envd", folder.path().join("pinned")).unwrap();
+    for name in ["envd", "pinned"] {
+        let pin = format!("[envd]\nprogram = \"/usr/bin/{name}\"\nsha256 = {:?}\n", "0".repeat(64));
+        let (code, said) = check_with_usr_bin(folder.path(), &pin);
+        assert_eq!(code, 3, "{said}");
+        assert!(said.contains("of which the configuration pins another content"), "{said}");
+    }
+}
+
 fn sha256(path: &Path) -> String {
     let output = Command::new("sha256sum").arg(path).output().unwrap();
     String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()

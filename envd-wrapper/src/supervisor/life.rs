@@ -52,7 +52,7 @@ pub(super) struct Untold {
 impl Supervisor {
     pub(super) fn spawn(&mut self) -> Event {
         let verdict = choose::choose(&self.settings.search(), &mut self.known);
-        let refusals: Vec<String> = verdict.refused().collect();
+        let refusals: Vec<String> = verdict.warnings().collect();
         if refusals != self.refusals {
             refusals.iter().for_each(|refusal| warn!("{refusal}"));
             self.refusals = refusals;
