@@ -482,6 +482,40 @@ fn a_full_backlog_behind_the_helper_is_tried_again() {
     assert_eq!(waiting.join().unwrap().unwrap(), "emptied");
 }
 
+/// Whoever is closed because no route led anywhere is counted, also where that shows only when the time is over.
+#[test]
+fn a_client_that_is_closed_after_a_dial_in_vain_is_counted() {
+    let bridge = Bridge::start(&[fake::only_health()], &["--hold", "0.5"]);
+    let mut client = TcpStream::connect(bridge.address()).unwrap();
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    assert!(matches!(client.read(&mut [0; 1]), Ok(0)));
+    let metrics = bridge.metrics();
+    assert!(metrics.contains("envd_bridge_given_up_total{sandbox=\"sandbox\"} 1\n"), "{metrics}");
+}
+
+#[test]
+fn addresses_that_others_reach_are_warned_of() {
+    let [port, metrics] = [free_port(), free_port()];
+    let listen = format!("tcp:0.0.0.0:{port}");
+    let bridge = Bridge::start_alone(&[
+        "--listen",
+        &listen,
+        "--route",
+        "tcp:127.0.0.1:1",
+        "--metrics",
+        &format!("tcp:0.0.0.0:{metrics}"),
+    ]);
+    bridge.wait_said("metrics on");
+    let warns = |what: &str| {
+        let log = bridge.log();
+        log.lines().any(|line| {
+            line.contains("warning: ") && line.contains(what) && line.contains("can be reached from")
+        })
+    };
+    assert!(warns(&listen), "{}", bridge.log());
+    until("the warning of the metrics", || warns(&format!("tcp:0.0.0.0:{metrics}")));
+}
+
 #[test]
 fn what_is_wrong_on_the_command_line_is_said_in_one_line_with_its_code() {
     let listen = ["--listen", "tcp:127.0.0.1:1"];
@@ -491,6 +525,7 @@ fn what_is_wrong_on_the_command_line_is_said_in_one_line_with_its_code() {
         (&["--route", "unix:/a", "--route", "unix:/a"], 2, "given twice"),
         (&["--route", "unix:/a", "--user", "nobody-of-this-name"], 2, "nobody-of-this-name"),
         (&["--route", "unix:/a", "--hold", "never"], 2, "--hold"),
+        (&["--route", "unix:/a", "--hold", "0"], 2, "--hold"),
     ] {
         let bridge = Bridge::start_with(&[&listen[..], args].concat());
         assert_eq!(bridge.exit_code(), code, "{args:?}: {}", bridge.log());

@@ -101,11 +101,13 @@ impl Endpoint {
         }
     }
 
-    /// Whether bytes sent to it stay inside this machine's reach of trust: loopback, unix or vsock.
+    /// Whether only this machine reaches it when it is listened on: loopback or a unix socket. What listens on vsock, but for its
+    /// loopback, is open to every VM of the machine.
     pub fn is_local(&self) -> bool {
         match self {
             Self::Tcp(address) | Self::NetnsTcp(_, address) => address.ip().is_loopback(),
-            Self::Unix(_) | Self::Firecracker { .. } | Self::Vsock { .. } => true,
+            Self::Vsock { cid, .. } => *cid == CID_LOCAL,
+            Self::Unix(_) | Self::Firecracker { .. } => true,
         }
     }
 
@@ -346,6 +348,20 @@ mod tests {
         assert!("vsock:any:1".parse::<Map>().is_err());
         assert!("firecracker:/x:1=tcp:127.0.0.1:1".parse::<Map>().is_err());
         assert!("vsock:any:1=vsock:any:1".parse::<Map>().is_err());
+    }
+
+    #[test]
+    fn an_address_is_local_when_nobody_outside_reaches_it() {
+        for (text, local) in [
+            ("tcp:127.0.0.1:1", true),
+            ("tcp:0.0.0.0:1", false),
+            ("unix:/x", true),
+            ("vsock:local:1", true),
+            ("vsock:any:1", false),
+            ("vsock:host:1", false),
+        ] {
+            assert_eq!(parse(text).unwrap().is_local(), local, "{text}");
+        }
     }
 
     #[test]

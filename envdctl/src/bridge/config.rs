@@ -43,6 +43,8 @@ pub enum ConfigError {
     Empty { path: PathBuf },
     #[error("{}: {source}", path.display())]
     Endpoint { path: PathBuf, source: EndpointError },
+    #[error("{}: sandbox {name}: {key} is missing", path.display())]
+    Missing { path: PathBuf, name: String, key: &'static str },
     #[error("{}: needs at least one route", path.display())]
     NoRoute { path: PathBuf },
     #[error("{}: route {route} is there twice", path.display())]
@@ -65,8 +67,8 @@ struct RawFile {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawEntry {
-    listen: String,
-    routes: Vec<String>,
+    listen: Option<String>,
+    routes: Option<Vec<String>>,
 }
 
 /// Reads a file, or all `*.toml` files of a folder. Only the folder or file itself being unreadable is an error.
@@ -117,9 +119,8 @@ impl Config {
             return;
         }
         if raw.listen.is_some() || raw.routes.is_some() {
-            let entry =
-                RawEntry { listen: raw.listen.unwrap_or_default(), routes: raw.routes.unwrap_or_default() };
-            self.add(stem, path, parse(path, &entry));
+            let entry = parse(path, &stem, RawEntry { listen: raw.listen, routes: raw.routes });
+            self.add(stem, path, entry);
         }
         for (name, value) in raw.sandbox {
             let entry = value.try_into::<RawEntry>();
@@ -128,7 +129,7 @@ impl Config {
                     path: path.to_owned(),
                     message: one_line(error.message()),
                 })
-                .and_then(|entry| parse(path, &entry));
+                .and_then(|entry| parse(path, &name, entry));
             self.add(name, path, entry);
         }
     }
@@ -172,11 +173,14 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn parse(path: &Path, raw: &RawEntry) -> Result<Entry, ConfigError> {
+fn parse(path: &Path, name: &str, raw: RawEntry) -> Result<Entry, ConfigError> {
+    let missing = |key| ConfigError::Missing { path: path.to_owned(), name: name.to_owned(), key };
+    let listen = raw.listen.ok_or_else(|| missing("listen"))?;
+    let routes = raw.routes.ok_or_else(|| missing("routes"))?;
     let wrong = |source| ConfigError::Endpoint { path: path.to_owned(), source };
-    let listen = raw.listen.parse::<Endpoint>().and_then(Endpoint::listenable).map_err(wrong)?;
+    let listen = listen.parse::<Endpoint>().and_then(Endpoint::listenable).map_err(wrong)?;
     let routes: Result<Vec<Endpoint>, EndpointError> =
-        raw.routes.iter().map(|route| route.parse::<Endpoint>()?.connectable()).collect();
+        routes.iter().map(|route| route.parse::<Endpoint>()?.connectable()).collect();
     check_routes(path, Entry { listen, routes: routes.map_err(wrong)? })
 }
 
@@ -236,6 +240,18 @@ mod tests {
         assert_eq!(config.entries.keys().collect::<Vec<_>>(), ["good", "ok"]);
         assert_eq!(config.refused.keys().collect::<Vec<_>>(), ["bad", "empty", "junk", "twice", "worse"]);
         assert!(config.refused.values().all(|error| !error.to_string().contains('\n')));
+    }
+
+    #[test]
+    fn an_entry_without_an_address_or_a_route_is_told_what_is_missing() {
+        let many = "[sandbox.a]\nroutes=['unix:/y']\n[sandbox.b]\nlisten='unix:/x'\n";
+        let folder =
+            folder(&[("many.toml", many), ("c.toml", "routes=['unix:/y']"), ("d.toml", "listen='unix:/z'")]);
+        let config = read(folder.path()).unwrap();
+        for (name, missing) in [("a", "listen"), ("b", "routes"), ("c", "listen"), ("d", "routes")] {
+            let error = config.refused[name].to_string();
+            assert!(error.ends_with(&format!("sandbox {name}: {missing} is missing")), "{error}");
+        }
     }
 
     #[test]

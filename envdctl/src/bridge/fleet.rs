@@ -212,11 +212,18 @@ fn announce(name: &str, entry: &Entry) {
     let routes = list(&entry.routes);
     let text = format!("listening on {}, routes: {routes}", entry.listen);
     say(Level::Info, Some(name), "listening", &text, &[("listen", &entry.listen), ("routes", &routes)]);
-    if !entry.listen.is_local() {
-        let text = format!(
-            "{} can be reached from other machines: whoever reaches it controls the sandbox; loopback is safe",
-            entry.listen
-        );
-        say(Level::Warn, Some(name), "exposed", &text, &[("listen", &entry.listen)]);
+    warn_if_exposed(Some(name), &entry.listen, "controls the sandbox");
+}
+
+/// Says who else reaches an address, and what that means for those who do.
+pub(super) fn warn_if_exposed(sandbox: Option<&str>, listen: &Endpoint, means: &str) {
+    if listen.is_local() {
+        return;
     }
+    let (others, safe) = match listen {
+        Endpoint::Vsock { .. } => ("the VMs of this machine", "a unix socket"),
+        _ => ("other machines", "loopback"),
+    };
+    let text = format!("{listen} can be reached from {others}: whoever reaches it {means}; {safe} is safe");
+    say(Level::Warn, sandbox, "exposed", &text, &[("listen", listen)]);
 }

@@ -43,6 +43,9 @@ use crate::exit::{Exit, Failure, Fatal};
 /// Listeners that there may be one day: the limit of open files cannot be raised any more once privileges are dropped.
 const LISTENERS: usize = 4096;
 
+/// In seconds.
+const SHORTEST_HOLD: f64 = 0.1;
+
 /// What the command takes.
 #[derive(Debug, Clone, Args)]
 #[command(group = ArgGroup::new("sandboxes").required(true).args(["listen", "config"]))]
@@ -65,7 +68,7 @@ pub struct BridgeArgs {
     #[arg(long, value_name = "PATH", conflicts_with_all = ["listen", "route"])]
     config: Option<PathBuf>,
     /// How long a client waits while no route answers, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = hold)]
     hold: Duration,
     /// How long a preferred route must have been well before it is used again, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
@@ -95,11 +98,20 @@ fn connectable(text: &str) -> Result<Endpoint, EndpointError> {
     text.parse::<Endpoint>()?.connectable()
 }
 
+/// No route is known to be well until it was asked: a client that does not wait at all is never served.
+fn hold(text: &str) -> Result<Duration, String> {
+    seconds_from(SHORTEST_HOLD, text)
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.0..=86400.0).contains(seconds));
+    seconds_from(0.0, text)
+}
+
+fn seconds_from(least: f64, text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (least..=86400.0).contains(seconds));
     seconds
         .map(Duration::from_secs_f64)
-        .ok_or_else(|| "must be a number of seconds from 0 to 86400".to_owned())
+        .ok_or_else(|| format!("must be a number of seconds from {least} to 86400"))
 }
 
 /// Why the bridge cannot run.

@@ -492,7 +492,11 @@ impl Client {
                 Found::Successor => continue,
                 Found::Nothing => break,
             };
-            if self.attempt(&sandbox, route, &mut pump).await || Instant::now() >= deadline {
+            if self.attempt(&sandbox, route, &mut pump).await {
+                break;
+            }
+            if Instant::now() >= deadline {
+                sandbox.metrics.given_up.add(1);
                 break;
             }
             sandbox.metrics.redials.add(1);

@@ -22,7 +22,7 @@ use super::{
     BridgeArgs, BridgeError,
     broker::{Broker, Started},
     config::{self, Entry},
-    fleet::{Fleet, RETRY, page_of},
+    fleet::{Fleet, RETRY, page_of, warn_if_exposed},
     listener::bind,
     log::{Level, say},
     notify::{notify, reloading},
@@ -163,6 +163,7 @@ impl Service {
         let Some(listen) = &self.args.metrics else { return Ok(()) };
         let socket = bind(listen, broker).await.map_err(BridgeError::Listen)?;
         say(Level::Info, None, "metrics", &format!("metrics on {listen}"), &[("listen", listen)]);
+        warn_if_exposed(None, listen, "sees which sandboxes there are and how they are used");
         let roster = self.fleet.roster();
         tokio::spawn(page::serve(socket, move || page_of(&roster)));
         Ok(())

@@ -266,6 +266,21 @@ fn answer(stream: &mut impl Write, path: &str, tag: &str) -> io::Result<bool> {
     }
 }
 
+/// The route to something that answers `GET /health`, and closes every connection over which nothing has come for a second.
+pub fn only_health() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let route = format!("tcp:{}", listener.local_addr().unwrap());
+    let state = state("health");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let state = Arc::clone(&state);
+            let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+            thread::spawn(move || serve(stream, &state));
+        }
+    });
+    route
+}
+
 /// An envd on a unix socket.
 pub(super) fn serve_unix(listener: &UnixListener, tag: &'static str) {
     let state = state(tag);
@@ -429,11 +444,20 @@ impl Bridge {
     pub fn start_with(args: &[&str]) -> Self {
         let dir = dir();
         let metrics = dir.path().join("metrics.sock");
+        let endpoint = format!("unix:{}", metrics.display());
+        Self::spawn(dir, metrics, &[args, &["--metrics", &endpoint]].concat())
+    }
+
+    /// With nothing but `args`.
+    pub fn start_alone(args: &[&str]) -> Self {
+        Self::spawn(dir(), PathBuf::new(), args)
+    }
+
+    fn spawn(dir: Dir, metrics: PathBuf, args: &[&str]) -> Self {
         let log = File::create(dir.path().join("log")).unwrap();
         let process = Command::new(crate::paths::host_bin("envdctl").unwrap())
             .arg("bridge")
             .args(args)
-            .args(["--metrics", &format!("unix:{}", metrics.display())])
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
