@@ -317,6 +317,61 @@ fn a_link_that_comes_late_gets_its_address_whatever_else_it_refuses() {
     assert!(world.text("ip -4 addr show lo").contains("127.0.0.1/8"));
 }
 
+/// A pair of interfaces, ours and `other`, whose link is there.
+fn make_link(world: &World) -> String {
+    let name = world.status().unwrap().network.interface;
+    let made = world.sh(&format!("ip link add {name} type veth peer name other && ip link set other up"));
+    assert!(made.status.success(), "{made:?}");
+    until("the address and the route", || {
+        let network = world.status().unwrap().network;
+        (network.found.len() == 1 && network.link_up && network.gateway.is_some()).then_some(())
+    });
+    name
+}
+
+/// PID 1 sees no moment without an interface: it is held up while one is replaced by another.
+#[test]
+fn an_interface_that_takes_the_place_of_another_between_two_looks_is_set_up_too() {
+    let world = World::boot_with("", &[]);
+    let name = make_link(&world);
+    let init = nix::unistd::Pid::from_raw(world.pid);
+    nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let replaced = world.sh(&format!(
+        "ip link del {name}; ip link add {name} type veth peer name other && ip link set other up"
+    ));
+    nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGCONT).unwrap();
+    assert!(replaced.status.success(), "{replaced:?}");
+    until("the address of the new one", || {
+        world.text(&format!("ip addr show {name}")).contains("inet ").then_some(())
+    });
+    until("its route", || world.text("ip route").contains("default via ").then_some(()));
+}
+
+/// The kernel drops the routes of a link that is taken down, tells nobody, and does not bring them back.
+#[test]
+fn the_default_route_comes_back_with_the_link_and_one_that_was_removed_on_purpose_does_not() {
+    let world = World::boot_with("", &[]);
+    let name = make_link(&world);
+    let has_route = || world.text("ip route").contains("default via ");
+    let gateway = || world.status().unwrap().network.gateway;
+    for script in ["ip link set {} down", "ip link set {} up", "ip link set {} down; ip link set {} up"] {
+        world.sh(&script.replace("{}", &name));
+        if script.ends_with("up") {
+            until("the route is back", || (has_route() && gateway().is_some()).then_some(()));
+        } else {
+            until("it is told", || gateway().is_none().then_some(()));
+        }
+    }
+    world.sh("ip route del default");
+    until("it is told", || gateway().is_none().then_some(()));
+    assert!(
+        world.log().lines().last().is_some_and(|line| line.contains(" warn ") && line.contains("no gateway"))
+    );
+    world.sh(&format!("ip link set {name} mtu 1400"));
+    until("a later change is told", || (world.status().unwrap().network.mtu == Some(1400)).then_some(()));
+    assert!(!has_route(), "it was removed on purpose");
+}
+
 /// The wrapper is PID 1's child, and envd is not: its deaths are told, and belong into the tally all the same.
 #[test]
 fn deaths_of_envd_that_its_wrapper_tells_are_in_the_tally_once_each() {

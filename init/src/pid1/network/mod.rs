@@ -4,9 +4,12 @@
 //! |---|---|
 //! | no interface | a link event → as below; the bound → said once, and still waited for |
 //! | interface found | address and route right: reported; absent: set; other addresses: reported |
-//! | settled | a link or address event → looked at again; a change is said |
+//! | settled | a link, address or route event → looked at again; a change is said |
+//! | its link was taken down and up | the default route, which the kernel has dropped, is set again: once for each time |
+//! | another interface of its name | as found for the first time |
 //!
-//! Nothing is ever removed: a second address may be somebody's purpose. Nothing waits: links come by event.
+//! Nothing is ever removed: a second address may be somebody's purpose. What somebody else removes while the link is up is
+//! not set again, only said. Nothing waits: links come by event.
 
 mod netlink;
 mod plan;
@@ -35,8 +38,10 @@ pub(super) struct Network {
     awaited: Option<Moment>,
     /// The last report, so that only a change is said.
     told: String,
-    /// We have set the address ourselves once: when it goes again, that was somebody's doing, and is only said.
-    configured: bool,
+    /// The interface that was set up once: what goes from it again was somebody's doing, and is only said.
+    configured: Option<u32>,
+    /// It was down since its default route was seen: the kernel has dropped that, and does not bring it back.
+    was_down: bool,
     /// What of that could not be done at the last try, so that only another reason is said.
     refused: Vec<String>,
 }
@@ -65,7 +70,8 @@ impl Network {
             link_timeout,
             awaited: None,
             told: String::new(),
-            configured: false,
+            configured: None,
+            was_down: false,
             refused: Vec::new(),
         }
     }
@@ -121,13 +127,29 @@ impl Network {
         };
         self.awaited = None;
         outcome.settled = true;
-        if self.plan.manage && !self.configured {
-            let refused = self.configure(netlink, &link);
-            self.configured = refused.is_empty();
+        if self.plan.manage {
+            let refused = if self.configured == Some(link.index) {
+                self.restore_route(netlink, &link).err().map(|error| error.to_string()).into_iter().collect()
+            } else {
+                let refused = self.configure(netlink, &link);
+                self.configured = refused.is_empty().then_some(link.index);
+                refused
+            };
             outcome.warnings.extend(refused.iter().filter(|why| !self.refused.contains(why)).cloned());
             self.refused = refused;
         }
         self.report(netlink, link.index)
+    }
+
+    /// After each time that the link was down, once; without our address the network is somebody else's business.
+    fn restore_route(&mut self, netlink: &Netlink, link: &Link) -> Result<(), NetlinkError> {
+        self.was_down |= !link.up;
+        let Some(gateway) = self.plan.gateway.filter(|_| self.was_down && link.up) else { return Ok(()) };
+        if netlink.addresses(link.index)?.iter().any(|cidr| cidr.address == self.plan.address.address) {
+            ensure_route(netlink, link, gateway)?;
+            self.was_down = false;
+        }
+        Ok(())
     }
 
     fn interface_missing(&mut self) {
@@ -135,7 +157,7 @@ impl Network {
         self.status.link_up = false;
         self.status.found.clear();
         if had {
-            self.configured = false; // when it comes back, it comes back empty
+            self.configured = None; // when it comes back, it comes back empty
             self.tell(format!("{} is gone; waiting for it to come back", self.plan.interface), true);
         }
     }
@@ -178,7 +200,8 @@ impl Network {
         let others: Vec<_> =
             found.iter().filter(|cidr| **cidr != self.plan.address).map(ToString::to_string).collect();
         let text = self.describe(right, &others);
-        self.tell(text, !right || !others.is_empty() || !self.status.link_up);
+        let no_way_out = self.plan.manage && self.plan.gateway.is_some() && gateways.is_empty();
+        self.tell(text, !right || !others.is_empty() || !self.status.link_up || no_way_out);
         Ok(())
     }
 
@@ -244,7 +267,8 @@ impl Machine {
     pub(super) fn network_changed(&mut self) {
         let begin = now();
         if let Some(netlink) = &self.network.netlink {
-            netlink.drain_events();
+            let were_down = netlink.drain_events();
+            self.network.was_down |= self.network.configured.is_some_and(|index| were_down.contains(&index));
         }
         let outcome = self.network.look();
         self.network_outcome(begin, outcome);

@@ -37,15 +37,15 @@ pub(super) struct Link {
     pub(super) mtu: Option<u32>,
 }
 
-/// A socket for questions, and one that hears of changes to links and IPv4 addresses.
+/// A socket for questions, and one that hears of changes to links, IPv4 addresses and IPv4 routes.
 #[derive(Debug)]
 pub(super) struct Netlink {
     socket: OwnedFd,
     events: OwnedFd,
 }
 
-/// `RTMGRP_LINK` and `RTMGRP_IPV4_IFADDR`.
-const GROUPS: u32 = 0x1 | 0x10;
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV4_ROUTE`.
+const GROUPS: u32 = 0x1 | 0x10 | 0x40;
 /// The kernel sends no larger datagram (bytes).
 const BUFFER: usize = 32 * 1024;
 
@@ -75,14 +75,21 @@ impl Netlink {
         self.events.as_fd()
     }
 
-    /// Takes in all changes; what they were is asked anew.
-    pub(super) fn drain_events(&self) {
+    /// Takes in all changes; what they were is asked anew. Only that a link was down cannot be asked any more once it is up again:
+    /// the indexes of those that were.
+    pub(super) fn drain_events(&self) -> Vec<u32> {
         let mut buffer = vec![0; BUFFER];
-        // ENOBUFS tells that some were lost, which is no loss here.
-        while matches!(
-            recv(self.events.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT),
-            Ok(1..) | Err(Errno::ENOBUFS)
-        ) {}
+        let mut were_down = Vec::new();
+        loop {
+            match recv(self.events.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(count @ 1..) => {
+                    let links = Answer::all(&buffer[..count]).filter_map(|answer| link(&answer));
+                    were_down.extend(links.filter(|link| !link.up).map(|link| link.index));
+                }
+                Err(Errno::ENOBUFS) => {} // some were lost, which is no loss here
+                _ => return were_down,
+            }
+        }
     }
 
     pub(super) fn links(&self) -> Result<Vec<Link>, NetlinkError> {
