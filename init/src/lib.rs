@@ -5,6 +5,7 @@
 
 mod applet;
 mod pid1;
+mod service_name;
 
 use std::process::ExitCode;
 

@@ -678,3 +678,29 @@ fn hostile_clients_cost_only_themselves_and_only_root_may_speak() {
     assert!(!output.status.success() && (text.is_empty() || text.contains("only root")), "{text}");
     drop(crowd);
 }
+/// One of ours is called so because the platform's freeze exempts the cgroup of that name.
+#[test]
+fn a_service_whose_name_ends_like_a_units_is_found_with_and_without_that() {
+    let sleeper = "command = ['/bin/sleep', '1000']\n";
+    let world = World::boot(&[("bind.service", sleeper)]);
+    world.wait_state("bind.service", "running");
+    world.write("/etc/envd-init/services.d/late.service.toml", sleeper);
+    for (line, text) in [
+        ("systemctl is-active bind bind.service", "active\nactive"),
+        ("systemctl restart bind", ""),
+        ("systemctl restart bind.service", ""),
+        ("systemctl stop bind", ""),
+        ("systemctl is-active bind.service", "inactive"),
+        ("systemctl start bind.service", ""),
+        ("systemctl show -p Id --value bind", "bind.service"),
+        ("systemctl is-enabled bind", "enabled"),
+        ("systemctl start late", ""),
+        ("systemctl is-active late", "active"),
+    ] {
+        assert_eq!(world.tool(line).0, text, "{line}");
+    }
+    for name in ["bind", "bind.service"] {
+        assert_eq!(world.ask(Op::Restart { service: name.to_owned() }).unwrap(), Reply::Done, "{name}");
+    }
+}
+

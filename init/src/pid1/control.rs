@@ -29,6 +29,7 @@ use super::{
     machine::{Machine, kind_name, tokens},
     service::{StartError, Unit},
 };
+use crate::service_name;
 
 /// An order that is not carried out by then is answered with an error.
 const GOAL_BOUND: Duration = Duration::from_secs(30);
@@ -158,11 +159,13 @@ impl Machine {
         if self.shutdown.is_some() && !matches!(order, Order::Stop) {
             return Some(error("shutting_down", "the machine is going down"));
         }
-        let name = service.strip_suffix(".service").unwrap_or(service);
+        let names = service_name::candidates(service);
         if !matches!(order, Order::Stop) {
-            self.services.read_anew(name);
+            names.iter().for_each(|name| self.services.read_anew(name));
             self.watch_for_restores();
         }
+        let name =
+            names.iter().find(|name| self.services.find(name).is_some()).map_or(service, String::as_str);
         let executed = self.services.find(name).map_or(0, Unit::executed);
         let running = self.services.find(name).is_some_and(|unit| {
             matches!(unit.state(), State::Starting | State::Listening | State::Healthy | State::Unhealthy)

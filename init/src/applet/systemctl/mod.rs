@@ -179,7 +179,8 @@ fn change_of_files(arguments: &Arguments, status: &Status) -> u8 {
         .filter(|name| Unit::find(status, name).is_none_or(|unit| !so_already(unit)))
         .collect();
     for unit in &refused {
-        let (name, flag) = (units::our_name(unit), verb == "enable");
+        let found = Unit::find(status, unit).map(|unit| unit.service.name.clone());
+        let (name, flag) = (found.unwrap_or_else(|| units::our_name(unit)), verb == "enable");
         eprintln!(
             "Failed to {verb} {}: envd-init changes no files; \
              put `enabled = {flag}` into /etc/envd-init/services.d/{name}.toml",

@@ -3,6 +3,7 @@
 use guest::control::{ServiceStatus, Status};
 
 use super::{NO_SUCH_UNIT, NOT_RUNNING, arguments::Arguments};
+use crate::service_name;
 
 /// Units that Debian calls otherwise.
 const ALIASES: [(&str, &str); 2] = [("chrony", "chronyd"), ("ssh", "sshd")];
@@ -31,15 +32,15 @@ impl State {
 
 #[derive(Debug)]
 pub(super) struct Unit<'a> {
-    service: &'a ServiceStatus,
+    pub(super) service: &'a ServiceStatus,
     pub(super) state: State,
     sub: &'static str,
 }
 
-/// `envd.service` → `envd`.
+/// What PID 1 is asked for: the unit as it was written, unless Debian calls it otherwise.
 pub(super) fn our_name(unit: &str) -> String {
     let name = unit.strip_suffix(".service").unwrap_or(unit);
-    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, own)| own).to_owned()
+    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(unit, |(_, own)| own).to_owned()
 }
 
 /// `envd` → `envd.service`.
@@ -73,8 +74,8 @@ impl<'a> Unit<'a> {
     }
 
     pub(super) fn find(status: &'a Status, unit: &str) -> Option<Self> {
-        let name = our_name(unit);
-        status.services.iter().find(|service| service.name == name).map(Self::new)
+        let by_name = |name: &String| status.services.iter().find(|service| service.name == *name);
+        service_name::candidates(&our_name(unit)).iter().find_map(by_name).map(Self::new)
     }
 
     /// Whether it starts with the machine, in systemd's word.
@@ -221,7 +222,8 @@ mod tests {
 
     #[test]
     fn names_with_and_without_their_kind() {
-        assert_eq!((our_name("envd.service").as_str(), our_name("chrony").as_str()), ("envd", "chronyd"));
+        assert_eq!(our_name("envd.service"), "envd.service", "PID 1 finds it by that name too");
+        assert_eq!(our_name("chrony"), "chronyd");
         assert_eq!(our_name("ssh.service"), "sshd", "the name of Debian's unit");
         assert_eq!(
             (full_name("envd").as_str(), full_name("x.socket").as_str()),
