@@ -48,7 +48,7 @@ impl Ring {
         if self.file.is_some() {
             return Ok(());
         }
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.folder)?;
+        self.make_folder()?;
         let last = [self.segment(), self.previous()].iter().filter_map(|path| last_sequence(path)).max();
         self.append()?;
         self.next = last.unwrap_or(0) + 1;
@@ -84,9 +84,18 @@ impl Ring {
         }
     }
 
+    /// A segment that somebody removed, or that an append did not make after the last rename, needs no putting aside.
     fn rotate(&mut self) -> io::Result<()> {
-        fs::rename(self.segment(), self.previous())?;
+        match fs::rename(self.segment(), self.previous()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.make_folder()?;
         self.append()
+    }
+
+    fn make_folder(&self) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.folder)
     }
 
     fn append(&mut self) -> io::Result<()> {
@@ -249,6 +258,38 @@ mod tests {
         let bytes: u64 =
             fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
         assert!(bytes < 2 * (SEGMENT + 1024));
+    }
+
+    #[test]
+    fn a_ring_whose_files_were_removed_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("log");
+        let mut writer = ring(&place, "init");
+        let flood = |writer: &mut Ring| (0..1000).for_each(|number| say(writer, number, "a line of a flood"));
+        for whole_folder in [false, true] {
+            flood(&mut writer);
+            let segment = place.join("init.log");
+            if whole_folder { fs::remove_dir_all(&place) } else { fs::remove_file(segment) }.unwrap();
+            flood(&mut writer);
+            say(&mut writer, 1, "the last");
+            let last = Reader::new(&place).poll().records.into_iter().max_by_key(|record| record.seq);
+            assert_eq!(last.map(|record| record.text).as_deref(), Some("the last"));
+        }
+        // An append that failed once, after a rename: a folder stands in the segment's place for a while.
+        flood(&mut writer);
+        fs::remove_file(place.join("init.log")).unwrap();
+        fs::create_dir(place.join("init.log")).unwrap();
+        fs::remove_file(place.join("init.log.1")).unwrap();
+        fs::create_dir(place.join("init.log.1")).unwrap();
+        fs::write(place.join("init.log.1/busy"), "").unwrap();
+        flood(&mut writer);
+        fs::remove_dir_all(place.join("init.log.1")).unwrap();
+        fs::remove_dir(place.join("init.log")).unwrap();
+        flood(&mut writer);
+        say(&mut writer, 1, "the very last");
+        let texts: Vec<_> =
+            Reader::new(&place).poll().records.into_iter().map(|record| record.text).collect();
+        assert!(texts.iter().any(|text| text == "the very last"));
     }
 
     #[test]
