@@ -160,6 +160,14 @@ impl Tree {
         remove_empty(&self.path(group), DEEPEST);
     }
 
+    /// Whether anybody is in `group` or below it.
+    pub fn is_populated(&self, group: &str) -> bool {
+        match fs::read_to_string(self.path(group).join("cgroup.events")) {
+            Ok(events) => events.lines().any(|line| line == "populated 1"),
+            Err(_) => !self.processes(group).is_empty(),
+        }
+    }
+
     /// Everybody in `group` itself, not below it. A process of another namespace is told as 0, which to `kill` would mean
     /// everybody in our own process group: it is left out.
     pub fn processes(&self, group: &str) -> Vec<i32> {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | waiting | none | everything in `after` has settled → the machine's `Start` |
 //! | the machine's states | as [`guest::supervise`] has them | |
-//! | draining | main one dead, others left in its cgroup | they are dead too, or a bound → the machine's `Exited` |
+//! | draining | main one dead, others left in its cgroup or below it | they are dead too, or a bound → the machine's `Exited` |
 //!
 //! Draining means that a restart never meets what the last run left behind, and that "restarted" is told only when the old
 //! one is wholly gone.
@@ -457,7 +457,7 @@ impl Unit {
     fn drain_or_end(&mut self, success: bool, process: &Process, world: World<'_>) {
         let group = self.service.group_path();
         let entered = process.group_entered && self.owns_group();
-        if entered && !world.tree.processes(&group).is_empty() {
+        if entered && world.tree.is_populated(&group) {
             let _ = world.tree.kill(&group);
             self.draining = Some(Draining { success, until: world.now + DRAIN });
         } else {
@@ -468,7 +468,7 @@ impl Unit {
     /// To be called after something was reaped and when the deadline has come.
     pub(in crate::pid1) fn look_whether_drained(&mut self, world: World<'_>) {
         let Some(draining) = &self.draining else { return };
-        let empty = world.tree.processes(&self.service.group_path()).is_empty();
+        let empty = !world.tree.is_populated(&self.service.group_path());
         if empty || draining.until <= world.now {
             if !empty {
                 warn!("{}: processes of its last run do not end, even by SIGKILL", self.name());
