@@ -483,6 +483,45 @@ fn a_missing_program_is_said_and_everybody_else_runs() {
     assert!(text.contains("/no/such/program"), "{text}");
 }
 
+/// The first start that fails after a program has run is told, and the ones after it are not news.
+#[test]
+fn a_program_that_goes_after_it_has_run_is_told_once() {
+    let world = World::boot(&[]);
+    world.write("/init/program", "#!/bin/sh\nrm /init/program\nsleep 0.2\n");
+    world.sh("chmod 755 /init/program");
+    let text = "command = ['/init/program']\nrestart = 'always'\nbackoff = { min_ms = 20, max_ms = 50 }\n";
+    world.write("/etc/envd-init/services.d/gone.toml", text);
+    assert_eq!(world.tool("systemctl start gone"), (String::new(), 0));
+    let said = "gone: cannot execute: /init/program is missing";
+    world.wait_log(said);
+    let before = world.service("gone").restarts;
+    until("more starts", || (world.service("gone").restarts > before + 3).then_some(()));
+    let warnings = world.log().lines().filter(|line| line.contains(" warn ") && line.contains(said)).count();
+    assert_eq!(warnings, 1, "{}", world.log());
+}
+
+/// A service may make cgroups below its own, as those that run containers do.
+#[test]
+fn what_a_service_left_in_cgroups_below_its_own_does_not_outlive_it() {
+    let text = r#"restart = 'always'
+command = ['/bin/sh', '-c', '''
+[ -e /tmp/ran ] && exec sleep 1000
+touch /tmp/ran
+mkdir /sys/fs/cgroup/system.slice/box/sub
+setsid sh -c 'echo $$ >/sys/fs/cgroup/system.slice/box/sub/cgroup.procs && exec sleep 4321' &
+exec sleep 1000''']
+"#;
+    let world = World::boot(&[("box", text)]);
+    let left = || world.text("cat /proc/[0-9]*/cmdline").contains("sleep\x004321\0");
+    until("the process below", || left().then_some(()));
+    let first = world.service("box").pid.unwrap();
+    world.sh(&format!("kill -KILL {first}"));
+    until("it runs again", || running(&world, "box").filter(|pid| *pid != first));
+    assert!(!left(), "what the run before left behind is gone");
+    assert!(world.text("ls /sys/fs/cgroup/system.slice/box").contains("cgroup.procs"));
+    assert!(!world.sh("[ -e /sys/fs/cgroup/system.slice/box/sub ]").status.success());
+}
+
 #[test]
 fn readiness_holds_back_whoever_waits() {
     let slow = "command = ['/bin/sh', '-c', 'sleep 0.5; touch /tmp/ready; exec sleep 1000']\nreadiness = { file = '/tmp/ready' }\n";
@@ -639,6 +678,32 @@ fn the_tools_answer_as_systemctl_does() {
     assert_ne!(world.service("web").pid, pid, "restart answers when the new one runs");
 }
 
+/// One of ours is called so because the platform's freeze exempts the cgroup of that name.
+#[test]
+fn a_service_whose_name_ends_like_a_units_is_found_with_and_without_that() {
+    let sleeper = "command = ['/bin/sleep', '1000']\n";
+    let world = World::boot(&[("bind.service", sleeper)]);
+    world.wait_state("bind.service", "running");
+    world.write("/etc/envd-init/services.d/late.service.toml", sleeper);
+    for (line, text) in [
+        ("systemctl is-active bind bind.service", "active\nactive"),
+        ("systemctl restart bind", ""),
+        ("systemctl restart bind.service", ""),
+        ("systemctl stop bind", ""),
+        ("systemctl is-active bind.service", "inactive"),
+        ("systemctl start bind.service", ""),
+        ("systemctl show -p Id --value bind", "bind.service"),
+        ("systemctl is-enabled bind", "enabled"),
+        ("systemctl start late", ""),
+        ("systemctl is-active late", "active"),
+    ] {
+        assert_eq!(world.tool(line).0, text, "{line}");
+    }
+    for name in ["bind", "bind.service"] {
+        assert_eq!(world.ask(Op::Restart { service: name.to_owned() }).unwrap(), Reply::Done, "{name}");
+    }
+}
+
 #[test]
 fn a_restart_on_request_reads_the_services_file_anew() {
     let web = |seconds: u32, more: &str| format!("command = ['/bin/sleep', '{seconds}']\n{more}");
@@ -678,29 +743,3 @@ fn hostile_clients_cost_only_themselves_and_only_root_may_speak() {
     assert!(!output.status.success() && (text.is_empty() || text.contains("only root")), "{text}");
     drop(crowd);
 }
-/// One of ours is called so because the platform's freeze exempts the cgroup of that name.
-#[test]
-fn a_service_whose_name_ends_like_a_units_is_found_with_and_without_that() {
-    let sleeper = "command = ['/bin/sleep', '1000']\n";
-    let world = World::boot(&[("bind.service", sleeper)]);
-    world.wait_state("bind.service", "running");
-    world.write("/etc/envd-init/services.d/late.service.toml", sleeper);
-    for (line, text) in [
-        ("systemctl is-active bind bind.service", "active\nactive"),
-        ("systemctl restart bind", ""),
-        ("systemctl restart bind.service", ""),
-        ("systemctl stop bind", ""),
-        ("systemctl is-active bind.service", "inactive"),
-        ("systemctl start bind.service", ""),
-        ("systemctl show -p Id --value bind", "bind.service"),
-        ("systemctl is-enabled bind", "enabled"),
-        ("systemctl start late", ""),
-        ("systemctl is-active late", "active"),
-    ] {
-        assert_eq!(world.tool(line).0, text, "{line}");
-    }
-    for name in ["bind", "bind.service"] {
-        assert_eq!(world.ask(Op::Restart { service: name.to_owned() }).unwrap(), Reply::Done, "{name}");
-    }
-}
-

@@ -100,6 +100,8 @@ pub(in crate::pid1) struct Unit {
     executed: u64,
     /// Why the last start failed.
     failure: Option<String>,
+    /// What was said of a start that failed, until a program runs again.
+    told: Option<String>,
     status_text: Option<String>,
 }
 
@@ -128,6 +130,7 @@ impl Unit {
             skipped: false,
             executed: 0,
             failure: None,
+            told: None,
             status_text: None,
         }
     }
@@ -277,12 +280,13 @@ impl Unit {
 
     fn failed(&mut self, why: &str) {
         // Said once, not at every try of a backoff that never ends.
-        if self.failure.as_deref() != Some(why) && self.machine.restarts() == 0 {
-            warn!("{}: {why}", self.name());
-        } else {
+        if self.told.as_deref() == Some(why) {
             debug!("{}: {why}", self.name());
+        } else {
+            warn!("{}: {why}", self.name());
         }
         self.failure = Some(why.to_owned());
+        self.told = Some(why.to_owned());
     }
 
     /// Whether it is a new one. What is shared with others is never killed as a whole, and as good as new.
@@ -357,6 +361,7 @@ impl Unit {
             Some(why) => self.failed(&why),
             None if steps.ended && self.failure.is_none() => {
                 self.executed += 1;
+                self.told = None;
                 self.event(Event::Executed, world);
             }
             None => {}
