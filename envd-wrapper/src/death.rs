@@ -31,6 +31,8 @@ pub(crate) struct Life {
     pub(crate) restarts: u64,
     /// Why we ended it, where we did.
     pub(crate) reason: Option<String>,
+    /// We sent it KILL, also at the end of a stop that was asked for.
+    pub(crate) killed: bool,
     pub(crate) last_lines: Vec<String>,
 }
 
@@ -38,13 +40,14 @@ pub(crate) struct Life {
 pub(crate) fn report(end: Reaped, life: Life, home: &mut Home) -> ExitReport {
     let memory = home.memory();
     let kills = memory.and_then(MemoryCounters::oom_kills);
+    let oom = was_oom(&end, &life, kills);
     ExitReport {
         service: "envd".to_owned(),
         pid: end.pid,
         status: (!end.by_signal).then_some(end.status),
         signal: end.by_signal.then(|| signal_name(end.status)),
         core: end.core,
-        oom: end.by_signal && end.status == SIGKILL && kills > life.before.oom_kills,
+        oom,
         uptime_ms: life.ended.saturating_sub(life.started).as_millis() as u64,
         restarts: life.restarts,
         peak_memory_bytes: memory.and_then(MemoryCounters::peak),
@@ -52,6 +55,13 @@ pub(crate) fn report(end: Reaped, life: Life, home: &mut Home) -> ExitReport {
         last_lines: life.last_lines,
         at_ns: life.ended.as_nanos() as u64,
     }
+}
+
+/// Whether the OOM killer did it: what it took of the cgroup may also have been a helper, earlier in this life.
+fn was_oom(end: &Reaped, life: &Life, kills: Option<u64>) -> bool {
+    let by_kill = end.by_signal && end.status == SIGKILL;
+    let counted = life.before.oom_kills.zip(kills).is_some_and(|(before, now)| now > before);
+    by_kill && counted && !life.killed
 }
 
 /// Also of a real-time signal, which has no name of its own.
@@ -77,17 +87,34 @@ pub(crate) fn describe(report: &ExitReport) -> String {
 mod tests {
     use super::*;
 
-    fn died(status: i32, by_signal: bool, reason: Option<&str>) -> String {
-        let life = Life {
+    fn life(reason: Option<&str>, oom_kills: Option<u64>) -> Life {
+        Life {
             started: Duration::from_secs(10),
             ended: Duration::from_millis(13_250),
-            before: Before::default(),
+            before: Before { oom_kills },
             restarts: 2,
             reason: reason.map(str::to_owned),
+            killed: false,
             last_lines: Vec::new(),
-        };
+        }
+    }
+
+    fn died(status: i32, by_signal: bool, reason: Option<&str>) -> String {
         let end = Reaped { pid: 57, status, by_signal, core: false };
-        describe(&report(end, life, &mut Home::default()))
+        describe(&report(end, life(reason, None), &mut Home::default()))
+    }
+
+    /// A helper that the OOM killer took, or a counter that was not there before, says nothing of envd's own death.
+    #[test]
+    fn only_a_kill_that_was_not_ours_and_was_counted_is_the_oom_killers() {
+        let end = |status| Reaped { pid: 57, status, by_signal: true, core: false };
+        let ours = Life { killed: true, ..life(None, Some(1)) };
+        assert!(was_oom(&end(SIGKILL), &life(None, Some(1)), Some(2)));
+        assert!(!was_oom(&end(SIGKILL), &life(None, Some(1)), Some(1)), "nobody was killed");
+        assert!(!was_oom(&end(SIGKILL), &ours, Some(2)), "the wrapper did it");
+        assert!(!was_oom(&end(SIGKILL), &life(None, None), Some(0)), "there was no counter");
+        assert!(!was_oom(&end(SIGKILL), &life(None, Some(1)), None), "the counter is gone");
+        assert!(!was_oom(&end(Signal::SIGSEGV as i32), &life(None, Some(1)), Some(2)), "another signal");
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(super) struct Child {
     stderr: Option<Stream>,
     last: LastLines,
     before: Before,
+    /// We sent it KILL.
+    killed: bool,
 }
 
 impl Child {
@@ -85,6 +87,7 @@ impl Supervisor {
             stderr: spawned.stderr.map(Stream::new),
             last: LastLines::default(),
             before: death::before(&mut self.home),
+            killed: false,
         };
         let watch = |descriptor, token| {
             if let Err(error) = self.reactor.add(descriptor, token, Interest::Read) {
@@ -154,8 +157,9 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn signal(&self, signal: Signal) {
-        if let Some(child) = &self.child {
+    pub(super) fn signal(&mut self, signal: Signal) {
+        if let Some(child) = &mut self.child {
+            child.killed |= signal == Signal::SIGKILL;
             // It was not reaped, so the number is still its own.
             let _ = kill(child.pid, signal);
             // One that was stopped takes nothing but KILL before it goes on.
@@ -189,6 +193,7 @@ impl Supervisor {
             before: child.before,
             restarts: self.machine.restarts(),
             reason: self.machine.reason().map(str::to_owned),
+            killed: child.killed,
             last_lines: child.last.take(),
         };
         self.untold = Some(Untold { end, life, ended: cleanup::end_remains(&self.home) });
