@@ -14,6 +14,7 @@ use crate::shim;
 
 /// envd's port, in every sandbox.
 pub(crate) const PORT: u16 = 49983;
+const PORT_FLAG: &[u8] = b"port";
 /// What a live upgrade passes to the new program; at a restart it would wait for a predecessor that is dead.
 const RESUME_HANDOVER: &[u8] = b"resume-handover";
 
@@ -21,7 +22,7 @@ pub(crate) const USAGE: &str = "\
 usage: envd-wrapper [run] [OPTION…] [-- ARGUMENT OF ENVD…]
   --envd PATH        this program (default: searched in /usr/bin, then /usr/local/bin)
   --config PATH      configuration (default: /etc/envd-init/config.toml)
-  --port PORT        where envd listens (default: 49983)
+  --port PORT        where envd listens (default: as its own -port says, else 49983)
   --cgroup FOLDER    cgroup for envd (default: the wrapper's own)
   --check            say what would run, and why
   --version, --help";
@@ -42,7 +43,8 @@ pub(crate) struct Settings {
     /// Called under envd's name: the folder of that file.
     pub(crate) shim_folder: Option<PathBuf>,
     pub(crate) arguments: Vec<OsString>,
-    pub(crate) port: u16,
+    /// Named on the command line.
+    port: Option<u16>,
     pub(crate) cgroup: Option<PathBuf>,
     pub(crate) config: Config,
     /// The image's own init is PID 1: its service made envd's world, and the control protocol is ours to serve.
@@ -58,6 +60,11 @@ impl Settings {
         for problem in &self.problems {
             tracing::warn!("{problem}");
         }
+    }
+
+    /// Where envd listens: as we were told, else as its own arguments tell envd.
+    pub(crate) fn port(&self) -> u16 {
+        self.port.or_else(|| port_of(&self.arguments)).unwrap_or(PORT)
     }
 
     /// Where to look for envd.
@@ -92,7 +99,7 @@ fn parse_options(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
         program: None,
         shim_folder: None,
         arguments: Vec::new(),
-        port: PORT,
+        port: None,
         cgroup: None,
         config: Config::default(),
         kept: crate::keep::is_kept(),
@@ -139,7 +146,7 @@ fn next(parser: &mut lexopt::Parser, settings: &mut Settings) -> Result<Option<G
             Given::Settled
         }
         Long("port") => {
-            settings.port = parser.value()?.parse()?;
+            settings.port = Some(parser.value()?.parse()?);
             Given::Settled
         }
         Long("cgroup") => {
@@ -167,7 +174,7 @@ fn shim_settings(called: &Path, arguments: impl Iterator<Item = OsString>) -> Se
         program: None,
         shim_folder: Some(shim::folder(called.as_os_str(), &itself)),
         arguments: without_handover(arguments),
-        port: PORT,
+        port: None,
         cgroup: None,
         config: Config::default(),
         kept: crate::keep::is_kept(),
@@ -182,11 +189,31 @@ fn without_handover(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> 
     arguments.filter(|argument| !is_handover(argument)).collect()
 }
 
-/// Go's flags may begin with one dash or two, and carry a value.
 fn is_handover(argument: &OsStr) -> bool {
+    let flag = without_dashes(argument);
+    flag.strip_prefix(RESUME_HANDOVER).is_some_and(|value| value.is_empty() || value.starts_with(b"="))
+}
+
+/// Go's flags may begin with one dash or two.
+fn without_dashes(argument: &OsStr) -> &[u8] {
     let flag = argument.as_bytes();
-    let name = flag.strip_prefix(b"--").or_else(|| flag.strip_prefix(b"-")).unwrap_or_default();
-    name.strip_prefix(RESUME_HANDOVER).is_some_and(|value| value.is_empty() || value.starts_with(b"="))
+    flag.strip_prefix(b"--").or_else(|| flag.strip_prefix(b"-")).unwrap_or_default()
+}
+
+/// The last `-port N` or `-port=N` among envd's own arguments, as Go's flags have it.
+fn port_of(arguments: &[OsString]) -> Option<u16> {
+    let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse().ok();
+    let mut port = None;
+    let mut words = arguments.iter().take_while(|word| *word != "--");
+    while let Some(word) = words.next() {
+        let told = match without_dashes(word).strip_prefix(PORT_FLAG) {
+            Some(b"") => words.next().map(|value| value.as_bytes()),
+            Some(value) => value.strip_prefix(b"="),
+            None => None,
+        };
+        port = told.and_then(number).or(port);
+    }
+    port
 }
 
 impl Settings {
@@ -221,7 +248,7 @@ mod tests {
 
     #[test]
     fn the_subcommand_may_be_left_out() {
-        assert_eq!(run(&["envd-wrapper"]).port, PORT);
+        assert_eq!(run(&["envd-wrapper"]).port(), PORT);
     }
 
     #[test]
@@ -230,6 +257,18 @@ mod tests {
             run(&["/usr/local/bin/envd", "-port", "1", "--resume-handover", "-resume-handover=true"]);
         assert_eq!(settings.shim_folder, Some("/usr/local/bin".into()));
         assert_eq!(settings.arguments, ["-port", "1"]);
+    }
+
+    /// It was asked at 49983, did not answer there, and was ended again and again.
+    #[test]
+    fn envds_own_port_is_where_it_is_asked() {
+        let port = |words: &[&str]| run(words).port();
+        assert_eq!(port(&["/usr/bin/envd"]), PORT);
+        assert_eq!(port(&["/usr/bin/envd", "-verbose", "-port", "5"]), 5);
+        assert_eq!(port(&["/usr/bin/envd", "--port=6", "-port=7"]), 7);
+        assert_eq!(port(&["/usr/bin/envd", "-port", "none", "-portal=8", "--", "-port", "9"]), PORT);
+        assert_eq!(port(&["envd-wrapper", "--", "-port", "5"]), 5);
+        assert_eq!(port(&["envd-wrapper", "--port", "4", "--", "-port", "5"]), 4);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use tests::Cell;
+use tests::{Cell, paths};
 
 /// Short, so that a test takes seconds; what is guarded is the order of things, not their times.
 const IMPATIENT: &str = "start_timeout_ms = 1500\nstop_timeout_ms = 500\n";
@@ -21,6 +21,17 @@ fn a_good_envd_is_started_and_said_to_be_healthy() {
     assert_eq!(cell.health().unwrap(), 204);
     let console = cell.console();
     assert!(console.lines().count() < 10 && console.len() < 2048, "few lines when all is well: {console}");
+}
+
+/// One that is asked at another port than its own would be ended for ever.
+#[test]
+fn an_envd_with_a_port_of_its_own_is_asked_there() {
+    let builder = Cell::builder().unwrap().stand_in("bin/envd.real", "").unwrap();
+    let builder = builder.program(&paths::guest_bin("envd-wrapper").unwrap(), "bin/envd").unwrap();
+    let program = builder.folder().join("bin/envd");
+    let cell = builder.run(program, &["-port", "5983"]).unwrap();
+    let outcome = cell.wait("envd is healthy|ending envd").unwrap();
+    assert!(outcome.contains("envd is healthy"), "{outcome}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ const YOUNG: Duration = Duration::from_secs(1);
 impl Supervisor {
     pub(super) fn begin_probe(&mut self) -> Option<Event> {
         self.probe_begun = clock::now();
-        let mut probe = match Probe::begin(self.settings.port) {
+        let mut probe = match Probe::begin(self.settings.port()) {
             Ok(probe) => probe,
             Err(failure) => return Some(self.judge(failure)),
         };
@@ -65,7 +65,7 @@ impl Supervisor {
         if !serving && young && failure == Failure::NoWay(Errno::ECONNREFUSED) {
             return Event::ProbeFailed(ProbeFailure::Refused);
         }
-        let event = evidence::weigh(failure, || evidence::look_up(self.settings.port));
+        let event = evidence::weigh(failure, || evidence::look_up(self.settings.port()));
         if serving {
             let why = if let Event::Inconclusive(why) = &event { Some(why.as_str()) } else { None };
             self.tell_sight(why);
