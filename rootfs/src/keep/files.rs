@@ -21,6 +21,9 @@ pub trait Files {
     fn exists(&self, path: &str) -> Result<bool, Error> {
         Ok(self.real(path)?.is_some())
     }
+
+    /// Whether somebody may execute the file that `path` leads to.
+    fn is_executable(&self, path: &str) -> Result<bool, Error>;
 }
 
 impl Files for Image {
@@ -42,6 +45,11 @@ impl Files for Image {
             }
             _ => Ok(None),
         }
+    }
+
+    fn is_executable(&self, path: &str) -> Result<bool, Error> {
+        let found = self.find(path.as_bytes())?;
+        Ok(found.is_some_and(|found| found.inode.kind == Kind::File && found.inode.mode & 0o111 != 0))
     }
 
     fn names(&self, directory: &str) -> Result<Vec<String>, Error> {
@@ -98,6 +106,11 @@ pub(crate) mod fake {
 
         fn link(&self, path: &str) -> Result<Option<String>, Error> {
             Ok(self.links.get(path).cloned())
+        }
+
+        /// What begins as a script does is meant to be one.
+        fn is_executable(&self, path: &str) -> Result<bool, Error> {
+            Ok(self.read(path)?.is_some_and(|bytes| bytes.starts_with(b"#!")))
         }
 
         fn names(&self, directory: &str) -> Result<Vec<String>, Error> {

@@ -56,6 +56,7 @@ pub(super) fn units(files: &impl Files) -> Result<Units, Error> {
         found.units.push(Enabled { name, by });
     }
     found.others.extend(generators(files)?);
+    found.others.extend(rc_local(files)?);
     found.others.extend(sysv_scripts(files, &found)?);
     found.others.extend(fstab(files)?);
     Ok(found)
@@ -145,6 +146,26 @@ fn generators(files: &impl Files) -> Result<Vec<(String, String, String)>, Error
         }
     }
     Ok(found.into_values().collect())
+}
+
+/// The script that systemd's own generator starts where it is executable: Debian's place, and Red Hat's.
+fn rc_local(files: &impl Files) -> Result<Vec<(String, String, String)>, Error> {
+    const SCRIPTS: [&str; 2] = ["/etc/rc.local", "/etc/rc.d/rc.local"];
+    const GENERATOR: &str = "systemd-rc-local-generator";
+    let mut found = Vec::new();
+    for folder in GENERATORS {
+        if !files.exists(&format!("{folder}/{GENERATOR}"))? {
+            continue;
+        }
+        for script in SCRIPTS {
+            if files.is_executable(script)? {
+                let why = format!("it is not run; let a oneshot of services.d run `{script} start`");
+                found.push((script.to_owned(), GENERATOR.to_owned(), why));
+            }
+        }
+        break;
+    }
+    Ok(found)
 }
 
 /// Scripts of /etc/rc?.d that no unit of the same name replaces.

@@ -185,6 +185,19 @@ fn timers_sockets_scripts_mounts_and_generators_are_named() {
     assert!(text(&survey).contains("lost: 5\n") && json(&survey)["units"].as_array().unwrap().len() == 6);
 }
 
+/// systemd's own generator starts it, so no unit of the image tells of it.
+#[test]
+fn a_script_that_systemd_runs_at_the_end_of_its_boot_is_lost_and_said() {
+    let files = |script: &str| {
+        image()
+            .file("/usr/lib/systemd/system-generators/systemd-rc-local-generator", "")
+            .file("/etc/rc.local", script)
+    };
+    let found = survey(&files("#!/bin/sh\n/opt/app &\n")).unwrap();
+    assert_eq!(found.lost().map(|report| report.unit.as_str()).collect::<Vec<_>>(), ["/etc/rc.local"]);
+    assert_eq!(survey(&files("not executable")).unwrap().lost().count(), 0);
+}
+
 #[test]
 fn a_clusters_instance_is_found_as_debians_generator_would() {
     let files = image()

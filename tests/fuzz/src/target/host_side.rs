@@ -177,6 +177,10 @@ impl Files for OneUnit<'_> {
         Ok(real.filter(|real| real != path))
     }
 
+    fn is_executable(&self, path: &str) -> Result<bool, rootfs::ext4::Error> {
+        self.exists(path)
+    }
+
     fn names(&self, directory: &str) -> Result<Vec<String>, rootfs::ext4::Error> {
         let names: &[&str] = match directory {
             "/etc/systemd/system" => &["default.target", "multi-user.target", "web.service"],
