@@ -30,7 +30,7 @@ const INIT: &str = env!("CARGO_BIN_EXE_init");
 const BOUND: Duration = Duration::from_secs(120);
 /// What a namespace shares with the machine must not be changed from inside it.
 const CONFIG: &str = "[boot]\nsysctl = false\ncore_pattern = ''\nptp_clock = false\n\
-                      [control]\nvsock = false\n[shutdown]\ntimeout_ms = 6000\n[network]\n";
+                      [control]\nvsock = false\n[shutdown]\ntimeout_ms = 15000\n[network]\n";
 const UNMANAGED: &str = "manage = false\ndns = ['192.0.2.53']\n";
 /// Without these two the machine's own envd and relay would be looked for.
 const SLEEPER: &str = "command = ['/bin/sleep', '100000']\nrestart = 'always'\nlog = 'console'\n";
