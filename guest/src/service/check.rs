@@ -3,9 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{Backoff, Service};
-
-/// What supervision waits at least.
-const SHORTEST_PAUSE_MS: u64 = 10;
+use crate::supervise::SHORTEST_PAUSE;
 
 type Services = BTreeMap<String, Service>;
 
@@ -51,10 +49,11 @@ fn alone(service: &Service) -> Vec<String> {
     if !(-1000..=1000).contains(&service.oom_score_adj) {
         problems.push(format!("oom_score_adj = {} is not between -1000 and 1000", service.oom_score_adj));
     }
-    if service.backoff.min_ms < SHORTEST_PAUSE_MS || service.backoff.max_ms < service.backoff.min_ms {
-        let Backoff { min_ms, max_ms, .. } = service.backoff;
+    let Backoff { min_ms, max_ms, .. } = service.backoff;
+    let shortest = SHORTEST_PAUSE.as_millis();
+    if u128::from(min_ms) < shortest || max_ms < min_ms {
         problems.push(format!(
-            "backoff.min_ms = {min_ms} is less than {SHORTEST_PAUSE_MS}, or more than backoff.max_ms = {max_ms}"
+            "backoff.min_ms = {min_ms} is less than {shortest}, or more than backoff.max_ms = {max_ms}"
         ));
     }
     let zero_byte = |text: &String| text.contains('\0');

@@ -41,7 +41,7 @@ use crate::clock::Moment;
 /// A timer that comes later than this was not late by accident.
 const LATE: Duration = Duration::from_secs(1);
 /// Whatever is configured: without a pause a process that cannot be started would be tried again for ever, and nothing else done.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+pub const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 /// A process that starts is probed again after a twelfth of the time that it has taken so far, within these bounds: so it is
 /// seen to serve within a few percent of the time it took, and a slow one costs few probes.
 const START_PROBE_SHARE: u32 = 12;

@@ -152,20 +152,16 @@ fn generators(files: &impl Files) -> Result<Vec<(String, String, String)>, Error
 fn rc_local(files: &impl Files) -> Result<Vec<(String, String, String)>, Error> {
     const SCRIPTS: [&str; 2] = ["/etc/rc.local", "/etc/rc.d/rc.local"];
     const GENERATOR: &str = "systemd-rc-local-generator";
-    let mut found = Vec::new();
+    let mut found = BTreeMap::new();
     for folder in GENERATORS {
-        if !files.exists(&format!("{folder}/{GENERATOR}"))? {
-            continue;
-        }
         for script in SCRIPTS {
-            if files.is_executable(script)? {
+            if files.exists(&format!("{folder}/{GENERATOR}"))? && files.is_executable(script)? {
                 let why = format!("it is not run; let a oneshot of services.d run `{script} start`");
-                found.push((script.to_owned(), GENERATOR.to_owned(), why));
+                found.insert(script, (script.to_owned(), GENERATOR.to_owned(), why));
             }
         }
-        break;
     }
-    Ok(found)
+    Ok(found.into_values().collect())
 }
 
 /// Scripts of /etc/rc?.d that no unit of the same name replaces.

@@ -35,7 +35,7 @@ pub(super) fn shipped_for(files: &impl Files, unit: &str) -> Result<Option<&'sta
 
 /// Whether a definition's paths are there. Another distribution has the same unit with other ones (Fedora's chronyd has
 /// /etc/chrony.conf), and there the definition would start nothing.
-pub(super) fn fits(files: &impl Files, name: &str, text: &str) -> Result<bool, Error> {
+fn fits(files: &impl Files, name: &str, text: &str) -> Result<bool, Error> {
     for path in Service::parse(name, text).value.only_if {
         if !files.exists(&path.to_string_lossy())? {
             return Ok(false);
