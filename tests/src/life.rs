@@ -96,8 +96,8 @@ pub fn upgrade(vm: &Vm, program: Option<Vec<u8>>) -> Result<()> {
     vm.init_envd(Via::Tcp)?;
     let mark = vm.console().mark();
     thread::scope(|scope| {
-        let ticker =
-            "echo $$ >/run/ticker; i=0; while :; do i=$((i+1)); echo $i >/run/ticks; sleep 0.1; done";
+        // A byte a tick: a file that is written anew is empty for the reader who comes between.
+        let ticker = "echo $$ >/run/ticker; while :; do printf . >>/run/ticks; sleep 0.1; done";
         // Its stream ends with the upgrade; the command does not.
         scope.spawn(move || vm.exec_as(Via::Tcp, ticker, Some("root")));
         let begun = || Ok(ticks(vm).ok().filter(|ticks| *ticks > 2));
@@ -121,7 +121,7 @@ pub fn upgrade(vm: &Vm, program: Option<Vec<u8>>) -> Result<()> {
     ensure!(!said.contains("envd-init: exit"), "the upgrade was taken for a death:\n{said}");
     let arguments = format!("tr '\\0' ' ' </proc/{pid}/cmdline");
     ensure!(vm.sh(Via::Tcp, &arguments)?.contains("--resume-handover"), "envd was not upgraded");
-    let _ = vm.sh(Via::Tcp, &format!("kill $(cat /run/ticker); kill -KILL {pid}"));
+    let _ = vm.sh(Via::Tcp, &format!("kill $(cat /run/ticker); rm /run/ticks; kill -KILL {pid}"));
     let next = wait_other_envd(vm, Via::Vsock, pid)?;
     let called = vm.sh(Via::Tcp, &format!("tr '\\0' ' ' </proc/{next}/cmdline"))?;
     ensure!(called.trim() == "envd", "after a crash envd was called {called:?}");
@@ -129,7 +129,7 @@ pub fn upgrade(vm: &Vm, program: Option<Vec<u8>>) -> Result<()> {
 }
 
 fn ticks(vm: &Vm) -> Result<u64> {
-    vm.sh(Via::Vsock, "cat /run/ticks")?.parse().context("the command's count")
+    vm.sh(Via::Vsock, "stat -c %s /run/ticks")?.trim().parse().context("the command's count")
 }
 
 /// Whether envd answers, and lets nothing through until `/init`.
