@@ -4,7 +4,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -243,6 +246,35 @@ fn a_socket_deeper_than_an_address_allows_is_reached() {
     assert_eq!(get(&bridge.address(), "/tag").unwrap(), "deep");
 }
 
+/// The kernel takes no address over 107 bytes, and clients have ways of their own around it.
+#[test]
+fn a_socket_deeper_than_an_address_allows_is_listened_on_and_a_stale_one_there_replaced() {
+    let (envd, dir) = (Envd::new("e"), fake::dir());
+    let deep = dir.path().join("d".repeat(100)).join("e".repeat(100));
+    std::fs::create_dir_all(&deep).unwrap();
+    let path = deep.join("listen.sock");
+    let listen = format!("unix:{}", path.display());
+    let ask = || {
+        let folder = std::fs::File::open(&deep).unwrap();
+        let short = format!("/proc/self/fd/{}/listen.sock", folder.as_raw_fd());
+        request(&mut UnixStream::connect(short).unwrap(), "/tag").unwrap()
+    };
+    let start = || Bridge::start_with(&["--listen", &listen, "--route", &envd.route()]);
+    let first = start();
+    first.wait_said("listening on unix:");
+    assert_eq!(ask(), "e");
+    let second = start();
+    assert_eq!(second.exit_code(), 7, "{}", second.log());
+    first.signal(Signal::SIGKILL);
+    until("its end", || first.has_ended());
+    let third = start();
+    third.wait_said("listening on unix:");
+    assert_eq!(ask(), "e");
+    third.signal(Signal::SIGTERM);
+    assert_eq!(third.exit_code(), 0);
+    assert!(!path.exists(), "its socket is left behind");
+}
+
 #[test]
 fn a_folder_of_sandboxes_is_followed_without_touching_the_others() {
     let (envd, dir) = (Envd::new("kept"), fake::dir());
@@ -257,7 +289,7 @@ fn a_folder_of_sandboxes_is_followed_without_touching_the_others() {
     let kept = entry("kept", &envd.route());
     let bridge = Bridge::start_with(&["--config", &dir.path().display().to_string()]);
     until("the first", || bridge.log().contains("kept: listening on"));
-    let mut open = std::os::unix::net::UnixStream::connect(&kept).unwrap();
+    let mut open = UnixStream::connect(&kept).unwrap();
     assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
     // Clients come all the while: none of them may notice that 500 others are taken in.
     let loading = AtomicBool::new(true);
@@ -265,7 +297,7 @@ fn a_folder_of_sandboxes_is_followed_without_touching_the_others() {
         let load = scope.spawn(|| {
             let mut served = 0;
             while loading.load(Ordering::SeqCst) {
-                let mut client = std::os::unix::net::UnixStream::connect(&kept).unwrap();
+                let mut client = UnixStream::connect(&kept).unwrap();
                 assert_eq!(request(&mut client, "/tag").unwrap(), "kept");
                 served += 1;
             }
@@ -280,12 +312,40 @@ fn a_folder_of_sandboxes_is_followed_without_touching_the_others() {
     entry("broken", "nonsense");
     until("the refusal", || bridge.log().contains("broken: error: ") && bridge.log().contains("not served"));
     assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
-    let mut one = std::os::unix::net::UnixStream::connect(&many[250]).unwrap();
+    let mut one = UnixStream::connect(&many[250]).unwrap();
     assert_eq!(request(&mut one, "/tag").unwrap(), "kept");
     std::fs::remove_file(dir.path().join("s250.toml")).unwrap();
     until("the removal", || !many[250].exists());
     assert!(request(&mut one, "/tag").is_err(), "a sandbox that is gone has no connections");
     assert_eq!(request(&mut open, "/tag").unwrap(), "kept");
+}
+
+/// A file that is a link is changed where nobody watches: only the signal tells. A mistake in it costs nobody anything.
+#[test]
+fn a_file_that_is_a_link_is_read_again_at_a_signal() {
+    let (one, two, dir, elsewhere) = (Envd::new("one"), Envd::new("two"), fake::dir(), fake::dir());
+    let (file, target) = (dir.path().join("bridge.toml"), elsewhere.path().join("bridge.toml"));
+    let listens = ["one", "two"].map(|name| dir.path().join(format!("{name}.sock")));
+    let entry = |name: &str, listen: &Path, route: &str| {
+        format!("[sandbox.{name}]\nlisten = 'unix:{}'\nroutes = ['{route}']\n", listen.display())
+    };
+    let first = entry("one", &listens[0], &one.route());
+    std::fs::write(&target, &first).unwrap();
+    std::os::unix::fs::symlink(&target, &file).unwrap();
+    let bridge = Bridge::start_with(&["--config", &file.display().to_string()]);
+    bridge.wait_said("one: listening on");
+    let mut open = UnixStream::connect(&listens[0]).unwrap();
+    assert_eq!(request(&mut open, "/tag").unwrap(), "one");
+    std::fs::write(&target, format!("{first}{}", entry("two", &listens[1], &two.route()))).unwrap();
+    bridge.signal(Signal::SIGHUP);
+    bridge.wait_said("configuration read again after SIGHUP: serving 2 sandboxes");
+    assert_eq!(request(&mut UnixStream::connect(&listens[1]).unwrap(), "/tag").unwrap(), "two");
+    std::fs::write(&target, "[sandbox.one\n").unwrap();
+    bridge.signal(Signal::SIGHUP);
+    bridge.wait_said("; left as it was");
+    for (stream, tag) in [(&mut open, "one"), (&mut UnixStream::connect(&listens[1]).unwrap(), "two")] {
+        assert_eq!(request(stream, "/tag").unwrap(), tag);
+    }
 }
 
 /// A listener without clients took a place for the client that might come: with fewer places than sandboxes the last ones never
@@ -449,6 +509,45 @@ fn connections_are_drained_although_the_signal_reached_the_helper_too() {
     }
     assert_eq!(late.join().unwrap().unwrap(), "late");
     assert_eq!(bed.bridge.exit_code(), 0);
+}
+
+/// A client that never ends would hold up a stop for as long as `--drain` says; whoever asks twice does not want to wait.
+#[test]
+fn a_second_signal_ends_a_drain_at_once() {
+    let envd = Envd::new("e");
+    let bridge = Bridge::start(&[envd.route()], &["--drain", "3600"]);
+    let mut stays = TcpStream::connect(bridge.address()).unwrap();
+    assert_eq!(request(&mut stays, "/tag").unwrap(), "e");
+    bridge.signal(Signal::SIGTERM);
+    bridge.wait_said("SIGTERM: no new connections, 1 open ones have 3600 s");
+    assert_eq!(request(&mut stays, "/tag").unwrap(), "e", "it is served while it is drained");
+    assert!(!bridge.has_ended());
+    bridge.signal(Signal::SIGTERM);
+    assert_eq!(bridge.exit_code(), 0);
+}
+
+/// What faces clients has no user id that anybody else's files belong to, no group but those of that user, and no capability; what
+/// needs them is done by the helper, behind it.
+#[test]
+fn as_another_user_the_bridge_has_that_users_groups_and_nothing_else() {
+    let user = nix::unistd::User::from_name("backup").unwrap().expect("Debian has it");
+    let bed = Bed::with("bruser", &["--user", "backup"]).unwrap();
+    assert_eq!(get(&bed.bridge.address(), "/tag").unwrap(), "tcp");
+    let [bridge, broker] = bed.bridge.processes();
+    let status = |pid: u32, field: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{field}:"))).unwrap();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let (uid, gid) = (user.uid, user.gid);
+    assert_eq!(status(bridge, "Uid"), format!("{uid} {uid} {uid} {uid}"));
+    assert_eq!(status(bridge, "Gid"), format!("{gid} {gid} {gid} {gid}"));
+    assert_eq!(status(bridge, "Groups"), gid.to_string());
+    for set in ["CapPrm", "CapEff", "CapInh"] {
+        assert_eq!(status(bridge, set), "0000000000000000", "{set}");
+    }
+    assert_eq!(status(broker, "Uid"), "0 0 0 0");
+    assert_ne!(status(broker, "CapEff"), "0000000000000000");
 }
 
 /// Without its helper no namespace could be entered any more, until somebody looked.

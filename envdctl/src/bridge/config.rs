@@ -30,6 +30,10 @@ pub(super) struct Entry {
 pub(super) struct Config {
     pub(super) entries: BTreeMap<String, Entry>,
     pub(super) refused: BTreeMap<String, ConfigError>,
+    /// The file of each good entry.
+    pub(super) files: BTreeMap<String, PathBuf>,
+    /// Files of which nothing can be told, by the name under which they are refused: which sandboxes they have is unknown.
+    pub(super) unread: BTreeMap<String, PathBuf>,
 }
 
 /// Why an entry, or a whole file, is refused.
@@ -112,12 +116,12 @@ impl Config {
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let raw = match read_file(path) {
             Ok(raw) => raw,
-            Err(error) => return drop(self.refused.insert(stem, error)),
+            Err(error) => {
+                self.unread.insert(stem.clone(), path.to_owned());
+                self.refused.insert(stem, error);
+                return;
+            }
         };
-        if raw.listen.is_none() && raw.routes.is_none() && raw.sandbox.is_empty() {
-            self.refused.insert(stem, ConfigError::Empty { path: path.to_owned() });
-            return;
-        }
         if raw.listen.is_some() || raw.routes.is_some() {
             let entry = parse(path, &stem, RawEntry { listen: raw.listen, routes: raw.routes });
             self.add(stem, path, entry);
@@ -140,7 +144,10 @@ impl Config {
             return;
         }
         match entry {
-            Ok(entry) => drop(self.entries.insert(name, entry)),
+            Ok(entry) => {
+                self.files.insert(name.clone(), path.to_owned());
+                self.entries.insert(name, entry);
+            }
             Err(error) => drop(self.refused.insert(name, error)),
         }
     }
@@ -165,8 +172,14 @@ impl Config {
 fn read_file(path: &Path) -> Result<RawFile, ConfigError> {
     let text =
         fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text)
-        .map_err(|error| ConfigError::Toml { path: path.to_owned(), message: one_line(&error.to_string()) })
+    let raw: RawFile = toml::from_str(&text).map_err(|error| ConfigError::Toml {
+        path: path.to_owned(),
+        message: one_line(&error.to_string()),
+    })?;
+    if raw.listen.is_none() && raw.routes.is_none() && raw.sandbox.is_empty() {
+        return Err(ConfigError::Empty { path: path.to_owned() });
+    }
+    Ok(raw)
 }
 
 fn one_line(text: &str) -> String {

@@ -7,10 +7,11 @@
 //! | other routes, same address | the listener stays; connections over a route that stays live on, those over others are closed; who waits, waits for the new routes |
 //! | other address | as if the old were gone and the new were new |
 //! | gone | its address and its connections are closed |
-//! | broken | as it was; what is wrong is said |
+//! | broken, or of a file that is | as it was; what is wrong is said |
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -18,7 +19,7 @@ use std::{
 use vsock_relay::endpoint::Endpoint;
 
 use super::{
-    config::{Config, ConfigError, Entry},
+    config::{Config, Entry},
     listener::{ListenError, Listener, bind},
     log::{Level, say},
     metrics::render,
@@ -44,6 +45,8 @@ pub(super) struct Fleet {
     served: BTreeMap<String, Served>,
     /// Entries whose address could not be opened, and what was said of it.
     missing: BTreeMap<String, (Entry, String)>,
+    /// The file of each entry.
+    files: BTreeMap<String, PathBuf>,
     /// What was said of broken entries.
     refused: BTreeMap<String, String>,
     roster: Roster,
@@ -56,6 +59,7 @@ impl Fleet {
             places,
             served: BTreeMap::new(),
             missing: BTreeMap::new(),
+            files: BTreeMap::new(),
             refused: BTreeMap::new(),
             roster: Roster::default(),
         }
@@ -63,18 +67,27 @@ impl Fleet {
 
     /// Brings what is served in line with `config`.
     pub(super) async fn apply(&mut self, config: Config) {
-        self.say_refused(&config.refused);
+        self.say_refused(&config);
+        let unread = |file: &PathBuf| config.unread.values().any(|unread| unread == file);
+        let kept: BTreeMap<String, PathBuf> = std::mem::take(&mut self.files)
+            .into_iter()
+            .filter(|(name, file)| config.refused.contains_key(name) || unread(file))
+            .collect();
         let gone: Vec<String> = self
             .served
             .keys()
-            .filter(|name| !config.entries.contains_key(*name) && !config.refused.contains_key(*name))
+            .filter(|name| !config.entries.contains_key(*name) && !kept.contains_key(*name))
             .cloned()
             .collect();
         // Addresses are freed before others may take them.
         for name in gone {
             self.stop(&name).await;
         }
-        self.missing.retain(|name, (entry, _)| config.entries.get(name) == Some(entry));
+        self.missing.retain(|name, (entry, _)| {
+            config.entries.get(name).map_or(kept.contains_key(name), |now| now == entry)
+        });
+        self.files = kept;
+        self.files.extend(config.files);
         for (name, entry) in &config.entries {
             if self.served.get(name).is_some_and(|served| served.entry.listen != entry.listen) {
                 self.stop(name).await;
@@ -139,12 +152,13 @@ impl Fleet {
         }
     }
 
-    fn say_refused(&mut self, refused: &BTreeMap<String, ConfigError>) {
+    fn say_refused(&mut self, config: &Config) {
         let told: BTreeMap<String, String> =
-            refused.iter().map(|(name, error)| (name.clone(), error.to_string())).collect();
+            config.refused.iter().map(|(name, error)| (name.clone(), error.to_string())).collect();
         for (name, text) in &told {
             if self.refused.get(name) != Some(text) {
-                let served = self.served.contains_key(name);
+                let has_some = |file| self.files.values().any(|known| known == file);
+                let served = self.served.contains_key(name) || config.unread.get(name).is_some_and(has_some);
                 let what = if served { "left as it was" } else { "not served" };
                 say(Level::Error, Some(name), "refused", &format!("{text}; {what}"), &[]);
             }

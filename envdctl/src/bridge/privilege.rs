@@ -1,5 +1,7 @@
 //! Gives up what the bridge does not need, once the broker runs: everything but, for root, its user id.
 
+use std::ffi::CString;
+
 use nix::unistd::{Group, User};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
@@ -62,7 +64,9 @@ fn become_user(text: &str) -> Result<(), PrivilegeError> {
         None => user.gid,
     };
     let failed = |operation| move |errno| PrivilegeError::Become { name: name.to_owned(), operation, errno };
-    nix::unistd::setgroups(&[gid]).map_err(failed("setgroups"))?;
+    let c_name = CString::new(name).map_err(|_| PrivilegeError::NoUser { name: name.into() })?;
+    // With the groups that the user is a member of: that is how a service user is let at the sockets of VMMs.
+    nix::unistd::initgroups(&c_name, gid).map_err(failed("initgroups"))?;
     nix::unistd::setresgid(gid, gid, gid).map_err(failed("setresgid"))?;
     nix::unistd::setresuid(user.uid, user.uid, user.uid).map_err(failed("setresuid"))
 }

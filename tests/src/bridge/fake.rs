@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +16,8 @@ use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::net::NetNs;
 use crate::wait;
@@ -443,6 +446,8 @@ impl Bridge {
 
     pub fn start_with(args: &[&str]) -> Self {
         let dir = dir();
+        // The bridge may be told to become somebody else.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         let metrics = dir.path().join("metrics.sock");
         let endpoint = format!("unix:{}", metrics.display());
         Self::spawn(dir, metrics, &[args, &["--metrics", &endpoint]].concat())
@@ -471,6 +476,11 @@ impl Bridge {
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.process.lock().unwrap().id();
+        kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
     }
 
     pub fn has_ended(&self) -> bool {

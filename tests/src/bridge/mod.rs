@@ -56,6 +56,11 @@ impl Fault {
 impl Bed {
     /// `name` tells its namespace from those of others of this process.
     pub fn new(name: &str) -> Result<Self> {
+        Self::with(name, &[])
+    }
+
+    /// The same, with more words for the bridge.
+    pub fn with(name: &str, more: &[&str]) -> Result<Self> {
         crate::require_root()?;
         let ns = NetNs::new(&format!("{name}-{}", std::process::id()))?;
         ns.ip(&["addr", "add", "169.254.0.21/32", "dev", "lo"])?;
@@ -65,7 +70,7 @@ impl Bed {
             format!("netns:{}/tcp:169.254.0.21:49983", ns.name()),
             format!("firecracker:{}:49983", vmm.path().display()),
         ];
-        let bridge = Bridge::start(&routes, &["--return-after", "1"]);
+        let bridge = Bridge::start(&routes, &[&["--return-after", "1"], more].concat());
         Ok(Self { ns, tcp, _vmm: vmm, bridge })
     }
 
