@@ -263,7 +263,7 @@ impl Coded for inject::Error {
             Self::Workdir(error) => error.exit(),
             Self::Host { source, .. } => host(source),
             Self::Settings(error) => error.exit(),
-            Self::LostUnits(_) => Exit::LostUnits,
+            Self::LostUnits { .. } => Exit::LostUnits,
             Self::SameFile(_) | Self::Inside { .. } => Exit::SameFile,
             Self::BesideSnapshot { .. } => Exit::BesideSnapshot,
             Self::UnknownMachine(_) | Self::OtherMachine { .. } => Exit::Machine,

@@ -48,9 +48,9 @@ pub enum Error {
     Settings(#[from] settings::Error),
     #[error(
         "these enabled units of the image would no longer start under our PID 1: {}. `rootfs inspect --units` says why; go on with \
-         --accept-lost-units (make: ACCEPT_LOST_UNITS=1), or keep the image's init with INIT=keep", .0.join(", ")
+         --accept-lost-units (make: ACCEPT_LOST_UNITS=1){way_out}", units.join(", ")
     )]
-    LostUnits(Vec<String>),
+    LostUnits { units: Vec<String>, way_out: &'static str },
     #[error(transparent)]
     Workdir(#[from] workdir::Error),
     #[error("cannot {what} {}", path.display())]
@@ -227,7 +227,10 @@ fn native(
     let survey = units::survey(image)?;
     let lost: Vec<String> = survey.lost().map(|report| report.unit.clone()).collect();
     if !lost.is_empty() && !request.accept_lost_units {
-        return Err(Error::LostUnits(lost));
+        let can_keep =
+            matches!(keep::recognise::recognise(image)?, keep::Init::Systemd | keep::Init::OpenRc { .. });
+        let way_out = if can_keep { ", or keep the image's init with INIT=keep" } else { "" };
+        return Err(Error::LostUnits { units: lost, way_out });
     }
     if !lost.is_empty() {
         warnings.push(format!("these units will no longer start: {}", lost.join(", ")));

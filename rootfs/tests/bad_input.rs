@@ -295,6 +295,29 @@ fn units_that_would_be_lost_must_be_accepted() {
     bench.inject(&image, "accepted.ext4", &["--accept-lost-units"]);
 }
 
+/// Only systemd's and OpenRC's were looked at: any other init's services went without a word.
+#[test]
+fn services_of_another_init_must_be_accepted_as_lost_and_keep_mode_is_not_offered() {
+    let bench = Bench::new();
+    let mut entries = debian(true);
+    entries.retain(|entry| entry.path != b"./usr/sbin/init");
+    entries.extend([
+        program("./usr/sbin/init", elf(X86_64, "sysvinit reads /etc/inittab")),
+        file("./etc/inittab", "id:2:initdefault:\nl2:2:wait:/etc/init.d/rc 2\n7:2:respawn:/opt/app -x\n"),
+        dir("./etc/rc2.d"),
+        dir("./etc/init.d"),
+        program("./etc/init.d/nginx", "#!/bin/sh\n"),
+        link("./etc/rc2.d/S03nginx", "../init.d/nginx"),
+    ]);
+    let image = bench.image("base", &entries);
+    refused(&bench, &image, &[], 18, "/etc/init.d/nginx, /opt/app -x");
+    let out = bench.path("out.ext4");
+    assert!(!said(&bench.try_inject(&image, &out, &[])).contains("INIT=keep"));
+    let accepted = bench.try_inject(&image, &out, &["--accept-lost-units"]);
+    assert!(accepted.status.success(), "{}", said(&accepted));
+    assert!(said(&accepted).contains("warning: these units will no longer start: /etc/init.d/nginx"));
+}
+
 #[test]
 fn an_image_without_our_payload_cannot_be_reverted_and_fails_its_verification() {
     let bench = Bench::new();

@@ -20,7 +20,7 @@ pub enum Init {
         name: String,
         path: String,
     },
-    /// There is no `/sbin/init`, or a link that leads nowhere.
+    /// There is no program at `/sbin/init`, or a link that leads nowhere.
     None,
 }
 
@@ -41,7 +41,12 @@ const OURS: &str = "/usr/lib/envd-init/init";
 
 /// Recognises the init of an image.
 pub fn recognise(files: &impl Files) -> Result<Init, Error> {
-    let Some(path) = files.real("/sbin/init")? else { return Ok(Init::None) };
+    recognise_at(files, "/sbin/init")
+}
+
+/// Recognises the init that a path leads to.
+pub(crate) fn recognise_at(files: &impl Files, path: &str) -> Result<Init, Error> {
+    let Some(path) = files.real(path)? else { return Ok(Init::None) };
     let name = path.rsplit('/').next().unwrap_or_default();
     Ok(match name {
         _ if path == OURS => Init::Native,
@@ -61,7 +66,7 @@ fn other(name: &str, path: String) -> Init {
 
 /// A program that is plainly called `init` tells by its own text who it is.
 fn by_contents(files: &impl Files, path: String) -> Result<Init, Error> {
-    let bytes = files.read(&path)?.unwrap_or_default();
+    let Some(bytes) = files.read(&path)? else { return Ok(Init::None) }; // a folder
     if bytes.starts_with(b"#!") {
         return Ok(other("a script", path));
     }

@@ -9,17 +9,20 @@ mod command;
 mod condition;
 mod convert;
 mod enabled;
+mod inittab;
 mod known;
 mod openrc;
 mod report;
 mod section;
 mod service;
+mod supervisors;
 
 pub use self::report::{json, text};
 
 use crate::{
     ext4::Error,
-    keep::files::Files,
+    keep::{Init, files::Files, recognise},
+    manifest::SAVED,
     plan::{Content, Plan},
 };
 use service::Definition;
@@ -92,16 +95,17 @@ impl Survey {
 
 /// Looks at an image.
 pub fn survey(files: &impl Files) -> Result<Survey, Error> {
-    let init = crate::keep::recognise::recognise(files)?;
+    let init = recognise::recognise(files)?;
     let mut survey = Survey { init: init.to_string(), ..Survey::default() };
-    let saved_systemd =
-        || Ok::<_, Error>(files.exists("/usr/lib/systemd/systemd")? || files.exists("/lib/systemd/systemd")?);
-    let definitions = match init {
-        crate::keep::Init::Systemd => systemd(files, &mut survey)?,
-        crate::keep::Init::Native if saved_systemd()? => systemd(files, &mut survey)?,
-        crate::keep::Init::OpenRc { .. } => open_rc(files, &mut survey)?,
-        crate::keep::Init::Native if files.exists("/sbin/openrc")? => open_rc(files, &mut survey)?,
-        _ => Vec::new(),
+    let own = if init == Init::Native { replaced(files)? } else { init };
+    let definitions = match own {
+        Init::Systemd => systemd(files, &mut survey)?,
+        Init::OpenRc { by } => open_rc(files, by, &mut survey)?,
+        Init::Other { name, path } => {
+            other(files, &name, &path, &mut survey)?;
+            Vec::new()
+        }
+        Init::Native | Init::None => Vec::new(),
     };
     shipped(files, &mut survey, &definitions)?;
     survey.services.extend(definitions.iter().map(|definition| (definition.name.clone(), definition.toml())));
@@ -109,6 +113,27 @@ pub fn survey(files: &impl Files) -> Result<Survey, Error> {
     host_keys(files, &mut survey)?;
     survey.reports.sort_by(|a, b| a.unit.cmp(&b.unit));
     Ok(survey)
+}
+
+/// The init of an image that boots ours by now.
+fn replaced(files: &impl Files) -> Result<Init, Error> {
+    if files.exists("/usr/lib/systemd/systemd")? || files.exists("/lib/systemd/systemd")? {
+        return Ok(Init::Systemd);
+    }
+    for folder in ["/sbin", "/usr/sbin"] {
+        let saved = format!("{SAVED}{folder}/init");
+        // A link was moved as it is, and leads where it led from its old place.
+        let path = match files.link(&saved)? {
+            Some(target) if target.starts_with('/') => target,
+            Some(target) => format!("{folder}/{target}"),
+            None => saved,
+        };
+        match recognise::recognise_at(files, &path)? {
+            Init::None | Init::Native => (),
+            init => return Ok(init),
+        }
+    }
+    Ok(if files.exists("/sbin/openrc")? { Init::OpenRc { by: "openrc-init" } } else { Init::None })
 }
 
 fn systemd(files: &impl Files, survey: &mut Survey) -> Result<Vec<Definition>, Error> {
@@ -123,12 +148,25 @@ fn systemd(files: &impl Files, survey: &mut Survey) -> Result<Vec<Definition>, E
     Ok(definitions)
 }
 
-fn open_rc(files: &impl Files, survey: &mut Survey) -> Result<Vec<Definition>, Error> {
+fn open_rc(files: &impl Files, by: &str, survey: &mut Survey) -> Result<Vec<Definition>, Error> {
     let mut definitions = Vec::new();
+    if by != "openrc-init" {
+        survey.reports.extend(inittab::own_commands(files)?);
+    }
     survey.reports.extend(openrc::reports(files, &mut definitions)?);
     survey.add_lost(enabled::fstab(files)?);
     convert::order(&mut definitions, &mut survey.reports);
     Ok(definitions)
+}
+
+/// Nothing of these is turned: their services are programs, or not to be known.
+fn other(files: &impl Files, init: &str, path: &str, survey: &mut Survey) -> Result<(), Error> {
+    survey.reports = match init {
+        "sysvinit" | "busybox" => inittab::reports(files)?,
+        _ => supervisors::reports(files, init, path)?,
+    };
+    survey.add_lost(enabled::fstab(files)?);
+    Ok(())
 }
 
 /// The shipped definitions, each unless the image's owner has turned its unit off.

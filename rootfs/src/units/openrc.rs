@@ -149,11 +149,15 @@ fn judge(files: &impl Files, name: &str) -> Result<Verdict, Error> {
     if name == "local" {
         return local(files);
     }
-    let covered = COVERED.iter().find(|(pattern, _)| known::matches(pattern, name));
-    Ok(match covered {
-        Some((_, how)) => Verdict::Covered { how: (*how).to_owned() },
+    Ok(match covered(name) {
+        Some(how) => Verdict::Covered { how: how.to_owned() },
         None => Verdict::Lost { why: "scripts of OpenRC are not run; write a file of services.d".into() },
     })
+}
+
+/// How PID 1 covers what a script of this name does.
+pub(super) fn covered(name: &str) -> Option<&'static str> {
+    COVERED.iter().find(|(pattern, _)| known::matches(pattern, name)).map(|(_, how)| *how)
 }
 
 /// `local` itself does nothing: it runs what lies in a folder.

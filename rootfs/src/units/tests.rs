@@ -396,3 +396,102 @@ fn a_crond_of_systemd_is_turned() {
     let found = survey(&with(image(), "crond.service", unit)).unwrap();
     assert!(matches!(verdict(&found, "crond.service"), Verdict::Convertible { .. }));
 }
+
+fn named(files: &FakeFiles) -> Vec<String> {
+    survey(files).unwrap().lost().map(|report| report.unit.clone()).collect()
+}
+
+fn sysvinit_image() -> FakeFiles {
+    let inittab = "id:2:initdefault:\nsi::sysinit:/etc/init.d/rcS\n~~:S:wait:/sbin/sulogin\nl2:2:wait:/etc/init.d/rc 2\n\
+        l6:6:wait:/etc/init.d/rc 6\nca:12345:ctrlaltdel:/sbin/shutdown -r now\npf::powerwait:/etc/init.d/powerfail start\n\
+        1:2345:respawn:/sbin/getty --noclear 38400 tty1\n";
+    with_sshd(FakeFiles::default())
+        .file("/sbin/init", "\x7fELF /etc/inittab")
+        .file("/etc/inittab", inittab)
+        .file("/etc/init.d/rcS", "#!/bin/sh\nexec /etc/init.d/rc S\n")
+        .file("/etc/rcS.d/S01hostname.sh", "")
+        .file("/etc/rcS.d/S02mountall.sh", "")
+        .file("/etc/rc2.d/S01ssh", "")
+        .file("/etc/rc2.d/S01rc.local", "")
+        .file("/etc/rc2.d/K01apache2", "")
+        .file("/etc/rc3.d/S01other-level", "")
+}
+
+/// An image under sysvinit lost its services without a word.
+#[test]
+fn scripts_and_commands_of_sysvinit_are_judged_and_none_is_lost_unsaid() {
+    assert_eq!(named(&sysvinit_image()), [""; 0], "what a plain Debian starts is covered or shipped");
+    let more = sysvinit_image()
+        .file("/etc/rc2.d/S03nginx", "")
+        .file("/etc/rcS.d/S20raid", "")
+        .file("/etc/rc.local", "#!/bin/sh\n")
+        .file("/etc/fstab", "/dev/vdb /data ext4 defaults 0 0\n");
+    let found = survey(&more).unwrap();
+    assert_eq!(verdict(&found, "/etc/init.d/ssh"), Verdict::Shipped { service: "sshd".into() });
+    assert_eq!(
+        named(&more),
+        ["/etc/init.d/nginx", "/etc/init.d/raid", "/etc/init.d/rc.local", "mount of /data"]
+    );
+}
+
+/// busybox's init and those that start OpenRC run the inittab's other lines too.
+#[test]
+fn a_command_of_the_inittab_itself_is_lost_and_said() {
+    let alpine = "::sysinit:/sbin/openrc sysinit\n::sysinit:/sbin/openrc boot\n::wait:/sbin/openrc default\n\
+        tty1::respawn:/sbin/getty 38400 tty1\n#ttyS0::respawn:/sbin/getty -L 115200 ttyS0\n::ctrlaltdel:/sbin/reboot\n\
+        ::shutdown:/sbin/openrc shutdown\n";
+    let image = |inittab: &str| {
+        FakeFiles::default()
+            .to("/sbin/init", "/bin/busybox")
+            .file("/bin/busybox", "")
+            .file("/etc/inittab", inittab)
+    };
+    assert_eq!(named(&image(alpine)), [""; 0], "as every container of Alpine has it, with or without OpenRC");
+    assert_eq!(named(&image(&format!("{alpine}::respawn:/opt/app -x\n"))), ["/opt/app -x"]);
+    let buildroot = "::sysinit:/bin/mount -t proc proc /proc\n::sysinit:/bin/mkdir -p /dev/pts\n\
+        ::sysinit:/etc/init.d/rcS\n::once:/opt/app\n";
+    let found = image(buildroot)
+        .file("/etc/init.d/rcS", "#!/bin/sh\n")
+        .file("/etc/init.d/S40network", "")
+        .file("/etc/init.d/S99app", "");
+    assert_eq!(named(&found), ["/etc/init.d/S99app", "/opt/app"]);
+}
+
+#[test]
+fn busyboxs_init_without_an_inittab_runs_one_script() {
+    let image = || FakeFiles::default().to("/sbin/init", "/bin/busybox").file("/bin/busybox", "");
+    assert_eq!(named(&image()), [""; 0], "a container that has busybox and no init of its own");
+    assert_eq!(named(&image().file("/etc/init.d/rcS", "#!/bin/sh\n")), ["/etc/init.d/rcS"]);
+}
+
+#[test]
+fn services_of_runit_and_s6_are_named_and_other_inits_as_a_whole() {
+    let runit = with_sshd(FakeFiles::default())
+        .to("/sbin/init", "/usr/bin/runit-init")
+        .file("/usr/bin/runit-init", "");
+    assert_eq!(named(&runit), ["/usr/bin/runit-init"], "nothing says what it starts");
+    let runit = ["agetty-tty1", "sshd", "web", "off"].into_iter().fold(runit, |files, name| {
+        files.file(&format!("/etc/runit/runsvdir/default/{name}/run"), "#!/bin/sh\n")
+    });
+    let runit = runit.file("/etc/runit/runsvdir/default/off/down", "");
+    assert_eq!(named(&runit), ["web"]);
+    let s6 = FakeFiles::default()
+        .to("/sbin/init", "/etc/s6-linux-init/current/bin/s6-linux-init")
+        .file("/etc/s6-linux-init/current/bin/s6-linux-init", "")
+        .file("/etc/s6-linux-init/current/run-image/service/s6-svscan-log/run", "")
+        .file("/etc/s6-rc/compiled/servicedirs/web/run", "");
+    assert_eq!(named(&s6), ["web"]);
+    let script = FakeFiles::default().to("/sbin/init", "/opt/start").file("/opt/start", "#!/bin/sh\n");
+    assert_eq!(named(&script), ["/opt/start"]);
+}
+
+/// `inspect --units` of an image that is baked already.
+#[test]
+fn an_init_that_ours_has_replaced_is_asked_for_its_services_too() {
+    let native = sysvinit_image()
+        .to("/sbin/init", "/usr/lib/envd-init/init")
+        .file("/usr/lib/envd-init/init", "")
+        .file("/usr/lib/envd-init/saved/sbin/init", "\x7fELF /etc/inittab")
+        .file("/etc/rc2.d/S03nginx", "");
+    assert_eq!(named(&native), ["/etc/init.d/nginx"]);
+}
