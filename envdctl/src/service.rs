@@ -50,9 +50,9 @@ pub enum Verb {
 pub fn run(verb: Verb, args: ServiceArgs) -> Result<Exit, Failure> {
     let service = args.service;
     let (op, done) = match verb {
-        Verb::Start => (Op::Start { service: service.clone() }, "started"),
-        Verb::Stop => (Op::Stop { service: service.clone() }, "stopped"),
-        Verb::Restart => (Op::Restart { service: service.clone() }, "restarted"),
+        Verb::Start => (Op::Start { service: service.clone(), no_block: false }, "started"),
+        Verb::Stop => (Op::Stop { service: service.clone(), no_block: false }, "stopped"),
+        Verb::Restart => (Op::Restart { service: service.clone(), no_block: false }, "restarted"),
     };
     act(&args.guest, op, Duration::from_secs(args.timeout))?;
     report(args.json, &service, done);

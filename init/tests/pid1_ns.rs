@@ -46,6 +46,24 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+fn receive(stream: &mut UnixStream) -> std::io::Result<Reply> {
+    let mut decoder = Decoder::new(MAX_REPLY);
+    let mut chunk = vec![0; 65536];
+    loop {
+        if let Some(reply) = decoder.message().map_err(std::io::Error::other)? {
+            return Ok(reply);
+        }
+        match stream.read(&mut chunk)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            count => decoder.push(&chunk[..count]),
+        }
+    }
+}
+
+fn restart(service: &str) -> Op {
+    Op::Restart { service: service.to_owned(), no_block: false }
+}
+
 /// A root folder, its console, and the process that is PID 1 in it.
 struct World {
     root: tempfile::TempDir,
@@ -144,21 +162,15 @@ impl World {
         format!("/proc/{}/root/run/envd-init/control.sock", self.pid).into()
     }
 
-    fn ask(&self, op: Op) -> std::io::Result<Reply> {
+    fn send(&self, op: Op) -> std::io::Result<UnixStream> {
         let mut stream = UnixStream::connect(self.socket())?;
         stream.set_read_timeout(Some(BOUND))?;
         stream.write_all(&frame::encode(&Request::new(op)).unwrap())?;
-        let mut decoder = Decoder::new(MAX_REPLY);
-        let mut chunk = vec![0; 65536];
-        loop {
-            if let Some(reply) = decoder.message().map_err(std::io::Error::other)? {
-                return Ok(reply);
-            }
-            match stream.read(&mut chunk)? {
-                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                count => decoder.push(&chunk[..count]),
-            }
-        }
+        Ok(stream)
+    }
+
+    fn ask(&self, op: Op) -> std::io::Result<Reply> {
+        receive(&mut self.send(op)?)
     }
 
     fn status(&self) -> std::io::Result<Status> {
@@ -402,7 +414,7 @@ fn ten_thousand_orphans_are_reaped_and_a_service_restarts_meanwhile() {
         .spawn()
         .unwrap();
     let before = world.service("envd").pid;
-    assert_eq!(world.ask(Op::Restart { service: "envd".to_owned() }).unwrap(), Reply::Done);
+    assert_eq!(world.ask(restart("envd")).unwrap(), Reply::Done);
     assert_ne!(world.service("envd").pid, before);
     assert!(storm.wait().unwrap().success());
     until("no zombie is left", || {
@@ -621,7 +633,7 @@ fn a_console_that_nobody_reads_costs_nothing_but_its_own_output() {
     for _ in 0..20 {
         assert_eq!(world.service("flood").state, "running");
     }
-    assert_eq!(world.ask(Op::Restart { service: "envd".to_owned() }).unwrap(), Reply::Done);
+    assert_eq!(world.ask(restart("envd")).unwrap(), Reply::Done);
     drop(world.console.try_clone().unwrap());
 }
 
@@ -678,6 +690,59 @@ fn the_tools_answer_as_systemctl_does() {
     assert_ne!(world.service("web").pid, pid, "restart answers when the new one runs");
 }
 
+/// A script that starts a database and then uses it takes the answer for "it serves"; it came when the program was executed.
+#[test]
+fn a_start_is_answered_when_the_service_is_ready_and_one_that_does_not_get_so_has_failed() {
+    let shell = |script: &str| format!("command = ['/bin/sh', '-c', '{script}']\nenabled = false\n");
+    let ready = |script: &str, path: &str| {
+        format!("{}restart = 'never'\nreadiness = {{ file = '{path}' }}\n", shell(script))
+    };
+    let slow = ready("rm -f /tmp/up; sleep 0.5; touch /tmp/up; exec sleep 1000", "/tmp/up");
+    let dies = ready("echo no licence >&2; exit 3", "/tmp/never");
+    let hangs = ready("exec sleep 1000", "/tmp/never") + "start_timeout_ms = 300\n";
+    let once = shell("sleep 0.5; touch /tmp/done") + "kind = 'oneshot'\nstart_timeout_ms = 0\n";
+    let fails = shell("sleep 0.2; exit 4") + "kind = 'oneshot'\n";
+    let waits = ready("exec sleep 1000", "/tmp/later");
+    let world = World::boot(&[
+        ("slow", &slow),
+        ("dies", &dies),
+        ("hangs", &hangs),
+        ("once", &once),
+        ("fails", &fails),
+        ("waits", &waits),
+    ]);
+    for (line, state) in [
+        ("start slow; [ -e /tmp/up ]", "active"),
+        ("restart slow; [ -e /tmp/up ]", "active"),
+        ("start once; [ -e /tmp/done ]", "inactive"),
+        ("start --no-block waits", "activating"),
+    ] {
+        let output = world.sh(&format!("set -e; /init/init systemctl {line}"));
+        assert!(output.status.success(), "{line}: {output:?}");
+        let service = line.replace("--no-block ", "").split([' ', ';']).nth(1).unwrap().to_owned();
+        assert_eq!(world.tool(&format!("systemctl is-active {service}")).0, state, "{line}");
+    }
+    for (service, why) in [
+        ("dies", "it did not get ready: dies ended with status 3"),
+        ("hangs", "it did not get ready: hangs was ended by SIGKILL"),
+        ("fails", "fails ended with status 4"),
+    ] {
+        for verb in ["start", "restart"] {
+            let (text, code) = world.tool(&format!("systemctl {verb} {service}"));
+            assert_eq!(code, 1, "{text}");
+            assert!(text.starts_with(&format!("Failed to {verb} {service}.service: {why}")), "{text}");
+        }
+    }
+    // Who comes while it starts waits as well, and is told when it is stopped instead.
+    let mut waiting = world.send(Op::Start { service: "waits".to_owned(), no_block: false }).unwrap();
+    assert_eq!(world.tool("systemctl stop waits"), (String::new(), 0));
+    let reply = receive(&mut waiting).unwrap();
+    assert!(
+        matches!(&reply, Reply::Error { message, .. } if message.contains("stopped on request")),
+        "{reply:?}"
+    );
+}
+
 /// One of ours is called so because the platform's freeze exempts the cgroup of that name.
 #[test]
 fn a_service_whose_name_ends_like_a_units_is_found_with_and_without_that() {
@@ -700,7 +765,7 @@ fn a_service_whose_name_ends_like_a_units_is_found_with_and_without_that() {
         assert_eq!(world.tool(line).0, text, "{line}");
     }
     for name in ["bind", "bind.service"] {
-        assert_eq!(world.ask(Op::Restart { service: name.to_owned() }).unwrap(), Reply::Done, "{name}");
+        assert_eq!(world.ask(restart(name)).unwrap(), Reply::Done, "{name}");
     }
 }
 

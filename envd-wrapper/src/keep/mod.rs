@@ -157,9 +157,9 @@ impl Keep {
             Op::Status => return (None, Some(Reply::Status(Box::new(self.status(envd))))),
             Op::Shutdown { kind } => return (None, Some(machine_end::ask(*kind))),
             Op::Logs { .. } => return (None, Some(error("failed", "the log is served by the transport"))),
-            Op::Start { service } => (Order::Start, service),
-            Op::Stop { service } => (Order::Stop, service),
-            Op::Restart { service } => (Order::Restart, service),
+            Op::Start { service, .. } => (Order::Start, service),
+            Op::Stop { service, .. } => (Order::Stop, service),
+            Op::Restart { service, .. } => (Order::Restart, service),
         };
         match service.strip_suffix(".service").unwrap_or(service) {
             "envd" => self.order_envd(call.client, order, envd),

@@ -39,14 +39,33 @@ pub enum Op {
         #[serde(skip_serializing_if = "Option::is_none")]
         since_ms: Option<u64>,
     },
-    /// Answered by [`Reply::Done`] when the service runs (a long-running one: its process was started).
-    Start { service: String },
+    /// Answered by [`Reply::Done`] when the service is ready (a oneshot: has ended well; envd: was executed), by
+    /// [`Reply::Error`] when that run has ended before.
+    Start {
+        service: String,
+        /// Answered as soon as the order is taken, and whatever it leads to.
+        #[serde(skip_serializing_if = "is_false")]
+        no_block: bool,
+    },
     /// Answered by [`Reply::Done`] when its last process is dead.
-    Stop { service: String },
-    /// Answered by [`Reply::Done`] when the old process is dead and the new one started.
-    Restart { service: String },
+    Stop {
+        service: String,
+        #[serde(skip_serializing_if = "is_false")]
+        no_block: bool,
+    },
+    /// As `Start`, when the old process is dead.
+    Restart {
+        service: String,
+        #[serde(skip_serializing_if = "is_false")]
+        no_block: bool,
+    },
     /// Answered by [`Reply::Done`] at once; the machine goes down next.
     Shutdown { kind: ShutdownKind },
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// The fields of every request, of which each has its own.
@@ -59,21 +78,24 @@ struct RequestFields {
     service: Option<String>,
     since_ms: Option<u64>,
     kind: Option<ShutdownKind>,
+    #[serde(default)]
+    no_block: bool,
 }
 
 impl TryFrom<Value> for Request {
     type Error = serde_json::Error;
 
     fn try_from(value: Value) -> Result<Self, serde_json::Error> {
-        let RequestFields { version, op, follow, service, since_ms, kind } = serde_json::from_value(value)?;
+        let RequestFields { version, op, follow, service, since_ms, kind, no_block } =
+            serde_json::from_value(value)?;
         let named =
             |service: Option<String>| service.ok_or_else(|| serde_json::Error::missing_field("service"));
         let op = match op.as_str() {
             "status" => Op::Status,
             "logs" => Op::Logs { follow, service, since_ms },
-            "start" => Op::Start { service: named(service)? },
-            "stop" => Op::Stop { service: named(service)? },
-            "restart" => Op::Restart { service: named(service)? },
+            "start" => Op::Start { service: named(service)?, no_block },
+            "stop" => Op::Stop { service: named(service)?, no_block },
+            "restart" => Op::Restart { service: named(service)?, no_block },
             "shutdown" => {
                 Op::Shutdown { kind: kind.ok_or_else(|| serde_json::Error::missing_field("kind"))? }
             }

@@ -585,8 +585,8 @@ mod tests {
         let mut world = World::new();
         let mut stream = world.connect();
         ask(&mut stream, Op::Status);
-        ask(&mut stream, Op::Stop { service: "web".to_owned() });
-        assert_eq!(world.turns(), [Op::Status, Op::Stop { service: "web".to_owned() }]);
+        ask(&mut stream, Op::Stop { service: "web".to_owned(), no_block: false });
+        assert_eq!(world.turns(), [Op::Status, Op::Stop { service: "web".to_owned(), no_block: false }]);
         assert_eq!(replies(&mut stream), [Reply::Done, Reply::Done]);
         assert_eq!(world.server.deadline(), None, "no timer at rest");
     }

@@ -18,7 +18,7 @@ use guest::{
     log,
     reactor::{Interest, Reactor, Ready, Watched},
     ring,
-    supervise::State,
+    service::{Readiness, Service},
 };
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
@@ -31,8 +31,12 @@ use super::{
 };
 use crate::service_name;
 
-/// An order that is not carried out by then is answered with an error.
+/// An order that is not carried out by then is answered with an error, where the service's own bounds leave it no longer.
 const GOAL_BOUND: Duration = Duration::from_secs(30);
+/// What the end of a run may take beyond its bound.
+const AFTER_KILL: Duration = Duration::from_secs(10);
+/// Orders whose answers wait; each holds a client, and there must be some left for those that only ask.
+const MAX_GOALS: usize = 24;
 
 #[derive(Debug)]
 pub(super) struct Control {
@@ -47,14 +51,15 @@ struct Goal {
     client: ClientId,
     service: String,
     wanted: Wanted,
-    until: Moment,
+    /// `None`: a service that may take as long as it likes to get ready, and so may the answer.
+    until: Option<Moment>,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Wanted {
-    /// A program was executed after so many before.
+    /// This run is ready, or one after it.
     Started {
-        executed: u64,
+        run: u64,
         since: Moment,
     },
     Stopped,
@@ -66,7 +71,7 @@ impl Control {
     }
 
     pub(super) fn deadline(&self) -> Option<Moment> {
-        self.goals.iter().map(|goal| goal.until).chain(self.server.deadline()).min()
+        self.goals.iter().filter_map(|goal| goal.until).chain(self.server.deadline()).min()
     }
 
     pub(super) fn tick(&mut self, now: Moment) {
@@ -141,9 +146,9 @@ impl Machine {
     fn call(&mut self, call: &Call) -> Option<Reply> {
         match &call.op {
             Op::Status => Some(Reply::Status(Box::new(self.status()))),
-            Op::Start { service } => self.order(call.client, service, Order::Start),
-            Op::Stop { service } => self.order(call.client, service, Order::Stop),
-            Op::Restart { service } => self.order(call.client, service, Order::Restart),
+            Op::Start { service, no_block } => self.order(call.client, service, Order::Start, *no_block),
+            Op::Stop { service, no_block } => self.order(call.client, service, Order::Stop, *no_block),
+            Op::Restart { service, no_block } => self.order(call.client, service, Order::Restart, *no_block),
             Op::Shutdown { kind } => Some(self.ask_shutdown(*kind)),
             Op::Logs { .. } => Some(error("failed", "the log is served by the transport")),
         }
@@ -155,9 +160,12 @@ impl Machine {
         Reply::Done
     }
 
-    fn order(&mut self, client: ClientId, service: &str, order: Order) -> Option<Reply> {
+    fn order(&mut self, client: ClientId, service: &str, order: Order, no_block: bool) -> Option<Reply> {
         if self.shutdown.is_some() && !matches!(order, Order::Stop) {
             return Some(error("shutting_down", "the machine is going down"));
+        }
+        if self.control.goals.len() >= MAX_GOALS && !no_block {
+            return Some(error("busy", format!("{MAX_GOALS} orders are waiting for their services already")));
         }
         let names = service_name::candidates(service);
         if !matches!(order, Order::Stop) {
@@ -166,9 +174,9 @@ impl Machine {
         }
         let name =
             names.iter().find(|name| self.services.find(name).is_some()).map_or(service, String::as_str);
-        let executed = self.services.find(name).map_or(0, Unit::executed);
-        let running = self.services.find(name).is_some_and(|unit| {
-            matches!(unit.state(), State::Starting | State::Listening | State::Healthy | State::Unhealthy)
+        let run = self.services.find(name).map_or(0, |unit| match order {
+            Order::Restart => unit.runs().begun + 1,
+            _ => unit.run_of_a_start(),
         });
         let (services, world) = self.split();
         let since = world.now;
@@ -179,11 +187,12 @@ impl Machine {
         };
         let wanted = match (order, outcome) {
             (_, Err(why)) => return Some(refusal(&why)),
-            (Order::Start, Ok(())) if running => return Some(Reply::Done),
+            (_, Ok(())) if no_block => return Some(Reply::Done),
             (Order::Stop, Ok(())) => Wanted::Stopped,
-            (_, Ok(())) => Wanted::Started { executed, since },
+            (_, Ok(())) => Wanted::Started { run, since },
         };
-        let goal = Goal { client, service: name.to_owned(), wanted, until: since + GOAL_BOUND };
+        let until = self.services.find(name).and_then(|unit| bound(&unit.service, wanted));
+        let goal = Goal { client, service: name.to_owned(), wanted, until: until.map(|bound| since + bound) };
         self.control.goals.push(goal);
         None
     }
@@ -211,37 +220,34 @@ impl Machine {
     fn outcome(&self, goal: &Goal) -> Option<Reply> {
         let name = &goal.service;
         let Some(unit) = self.services.find(name) else { return Some(error("failed", "it is gone")) };
-        let late = goal.until <= now();
-        match goal.wanted {
-            Wanted::Stopped if unit.is_down() => Some(Reply::Done),
-            Wanted::Started { executed, since } if unit.executed() > executed => {
-                let started = match unit.service.is_oneshot() {
-                    true => unit.is_down(),
-                    false => name != "envd" || self.envd_started(since),
-                };
-                let failed =
-                    unit.service.is_oneshot() && unit.last_exit().is_some_and(|exit| exit.status != Some(0));
-                match (started, failed, late) {
-                    (true, true, _) => Some(error("failed", format!("{name} failed; see its log"))),
-                    (true, false, _) => Some(Reply::Done),
-                    (false, _, true) => Some(error("failed", format!("{name} was not started in time"))),
-                    _ => None,
-                }
-            }
-            Wanted::Started { .. } if unit.failure().is_some() => {
-                Some(error("failed", format!("{name}: {}", unit.failure().unwrap_or_default())))
-            }
-            _ if late => Some(error("failed", format!("{name} is still {}", unit.state().as_str()))),
-            _ => None,
-        }
+        let outcome = match goal.wanted {
+            Wanted::Stopped => unit.is_down().then_some(Reply::Done),
+            Wanted::Started { run, since } => self.outcome_of_start(unit, run, since),
+        };
+        let late = || goal.until.is_some_and(|at| at <= now());
+        outcome
+            .or_else(|| late().then(|| error("failed", format!("{name} is still {}", unit.state().as_str()))))
     }
 
-    /// Whether the wrapper has told of an envd that was executed after `since`, or has given up on one.
+    fn outcome_of_start(&self, unit: &Unit, run: u64, since: Moment) -> Option<Reply> {
+        let (name, runs) = (unit.name(), unit.runs());
+        if runs.ready >= run || runs.begun >= run && name == "envd" && self.envd_started(since) {
+            return Some(Reply::Done);
+        }
+        if runs.ended >= run {
+            let not_ready = if unit.service.is_oneshot() { "" } else { "it did not get ready: " };
+            return Some(error("failed", format!("{not_ready}{}", unit.end_in_words())));
+        }
+        let given_up = runs.begun < run && unit.is_down();
+        given_up.then(|| error("failed", format!("{name} was stopped meanwhile")))
+    }
+
+    /// Whether the wrapper has told of an envd that was executed after `since`. That it is healthy is not waited for: the
+    /// platform's own unit is of a type that is started once it is executed.
     fn envd_started(&self, since: Moment) -> bool {
         let since = u64::try_from(since.as_nanos()).unwrap_or(0);
         let told = self.envd.as_ref();
         told.is_some_and(|envd| envd.pid.is_some() && envd.exec_ns.is_some_and(|at| at >= since))
-            || self.envd_is_healthy()
     }
 
     fn status(&self) -> Status {
@@ -280,6 +286,19 @@ enum Order {
     Start,
     Stop,
     Restart,
+}
+
+/// How long an answer may be waited for: as long as the service may take to end and to start, and no less than [`GOAL_BOUND`].
+fn bound(service: &Service, wanted: Wanted) -> Option<Duration> {
+    let ms = Duration::from_millis;
+    let end = ms(service.stop_timeout_ms) + AFTER_KILL;
+    let at_once = !service.is_oneshot() && service.readiness == Readiness::None || service.name == "envd";
+    let start = match (wanted, service.start_timeout_ms) {
+        (Wanted::Started { .. }, 0) if !at_once => return None,
+        (Wanted::Started { .. }, bound) if !at_once => ms(bound),
+        _ => Duration::ZERO,
+    };
+    Some(GOAL_BOUND.max(end + start))
 }
 
 fn refusal(why: &StartError) -> Reply {

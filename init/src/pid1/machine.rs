@@ -10,7 +10,6 @@ use guest::{
     control::{EnvdStatus, ShutdownKind},
     json, log, notify,
     reactor::{Event, Interest, Reactor, Ready, Received},
-    supervise::State,
     sys::Reaped,
 };
 use nix::{
@@ -418,10 +417,6 @@ impl Machine {
         // The kernel refused; the next request tries again.
         self.shutdown = None;
         self.services.stay_up();
-    }
-
-    pub(super) fn envd_is_healthy(&self) -> bool {
-        self.services.find("envd").is_some_and(|unit| unit.state() == State::Healthy)
     }
 
     /// Opens what needs /run; to be tried again while it fails.

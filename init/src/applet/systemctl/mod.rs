@@ -58,24 +58,21 @@ fn each(units: &[String], mut act: impl FnMut(&str) -> u8) -> ExitCode {
     ExitCode::from(codes.into_iter().find(|code| *code != 0).unwrap_or(0))
 }
 
-fn start(service: String) -> Op {
-    Op::Start { service }
+fn start(service: String, no_block: bool) -> Op {
+    Op::Start { service, no_block }
 }
 
-fn stop(service: String) -> Op {
-    Op::Stop { service }
+fn stop(service: String, no_block: bool) -> Op {
+    Op::Stop { service, no_block }
 }
 
-fn restart(service: String) -> Op {
-    Op::Restart { service }
+fn restart(service: String, no_block: bool) -> Op {
+    Op::Restart { service, no_block }
 }
 
-fn order(arguments: &Arguments, unit: &str, op: impl Fn(String) -> Op) -> u8 {
+fn order(arguments: &Arguments, unit: &str, op: fn(String, bool) -> Op) -> u8 {
     let (verb, full) = (arguments.verb.as_str(), units::full_name(unit));
-    if arguments.no_block {
-        eprintln!("systemctl: --no-block has no effect here: the answer is awaited");
-    }
-    match ask(op(units::our_name(unit))) {
+    match ask(op(units::our_name(unit), arguments.no_block)) {
         Ok(Reply::Done) => 0,
         Ok(Reply::Error { code, .. }) if code == "unknown_service" => {
             let state = if verb == "stop" { "loaded" } else { "found" };

@@ -151,7 +151,9 @@ impl Services {
     pub(in crate::pid1) fn start(&mut self, name: &str, world: World<'_>) -> Result<(), StartError> {
         let index = self.position(name)?;
         self.must_be_here(index)?;
-        self.units[index].event(Event::Start, world);
+        // While the rest of a run is ending, its state machine still takes it for one that lives.
+        let event = if self.units[index].is_draining() { Event::Restart } else { Event::Start };
+        self.units[index].event(event, world);
         Ok(())
     }
 

@@ -100,7 +100,7 @@ pub(super) fn tell(report: &ExitReport, expected: bool) {
     }
 }
 
-fn describe(report: &ExitReport) -> String {
+pub(super) fn describe(report: &ExitReport) -> String {
     let how = match (&report.signal, report.status) {
         (Some(signal), _) => format!("was ended by {signal}"),
         (None, Some(0)) => "ended".to_owned(),

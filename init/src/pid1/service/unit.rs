@@ -78,6 +78,17 @@ struct Draining {
     until: Moment,
 }
 
+/// How far a service's runs have come, each by its number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::pid1) struct Runs {
+    /// The last that was begun.
+    pub(in crate::pid1) begun: u64,
+    /// The last that was ready; of a oneshot, that has ended well.
+    pub(in crate::pid1) ready: u64,
+    /// The last that has ended, or could not begin.
+    pub(in crate::pid1) ended: u64,
+}
+
 #[derive(Debug)]
 pub(in crate::pid1) struct Unit {
     pub(in crate::pid1) service: Service,
@@ -96,8 +107,7 @@ pub(in crate::pid1) struct Unit {
     settled: bool,
     /// It will not run on this machine: a path of `only_if` is missing.
     pub(in crate::pid1) skipped: bool,
-    /// Programs executed so far.
-    executed: u64,
+    runs: Runs,
     /// Why the last start failed.
     failure: Option<String>,
     /// What was said of a start that failed, until a program runs again.
@@ -128,7 +138,7 @@ impl Unit {
             last_exit: None,
             settled: false,
             skipped: false,
-            executed: 0,
+            runs: Runs::default(),
             failure: None,
             told: None,
             status_text: None,
@@ -194,16 +204,26 @@ impl Unit {
             && matches!(self.state(), State::Stopped | State::Exited)
     }
 
-    pub(in crate::pid1) fn executed(&self) -> u64 {
-        self.executed
+    pub(in crate::pid1) fn runs(&self) -> Runs {
+        self.runs
     }
 
-    pub(in crate::pid1) fn failure(&self) -> Option<&str> {
-        self.failure.as_deref()
+    /// The run that a start which is asked for now leads to: the one under way, or the next.
+    pub(in crate::pid1) fn run_of_a_start(&self) -> u64 {
+        let under_way =
+            matches!(self.state(), State::Starting | State::Listening | State::Healthy | State::Unhealthy);
+        self.runs.begun + u64::from(!under_way || self.is_draining())
     }
 
-    pub(in crate::pid1) fn last_exit(&self) -> Option<&ExitReport> {
-        self.last_exit.as_ref()
+    /// The main process is dead, and others of its run are not.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.is_some()
+    }
+
+    /// How the last run has ended or why it never began, in words.
+    pub(in crate::pid1) fn end_in_words(&self) -> String {
+        let failure = self.failure.clone();
+        failure.or_else(|| self.last_exit.as_ref().map(report::describe)).unwrap_or_default()
     }
 
     pub(in crate::pid1) fn deadline(&self) -> Option<Moment> {
@@ -256,12 +276,16 @@ impl Unit {
         if matches!(state, State::Healthy | State::Exited | State::Backoff | State::Stopped) {
             self.settled = true;
         }
+        if state == State::Healthy {
+            self.runs.ready = self.runs.begun;
+        }
     }
 
     fn spawn(&mut self, world: World<'_>) -> Event {
         self.wanted = false;
         self.skipped = false;
         self.failure = None;
+        self.runs.begun += 1;
         let cgroup_is_new = self.prepare_group(world.tree);
         let outcome = program::program(&self.service, world.tree).and_then(|program| {
             spawn::spawn(&Program { cgroup_is_new, ..program }).map_err(|error| error.to_string())
@@ -273,6 +297,7 @@ impl Unit {
             }
             Err(why) => {
                 self.failed(&why);
+                self.runs.ended = self.runs.begun;
                 Event::SpawnFailed
             }
         }
@@ -360,7 +385,6 @@ impl Unit {
         match ended_by {
             Some(why) => self.failed(&why),
             None if steps.ended && self.failure.is_none() => {
-                self.executed += 1;
                 self.told = None;
                 self.event(Event::Executed, world);
             }
@@ -487,6 +511,10 @@ impl Unit {
         self.draining = None;
         if self.service.owns_group() {
             world.tree.remove(&self.service.group_path());
+        }
+        self.runs.ended = self.runs.begun;
+        if success && self.service.is_oneshot() {
+            self.runs.ready = self.runs.begun;
         }
         self.take_next();
         self.event(Event::Exited { success }, world);
