@@ -124,6 +124,39 @@ fn what_comes_before_runs_each_time_and_may_fail_only_where_it_is_said() {
     assert!(text(&failed.stderr).contains("before the start: /bin/false: exit status: 1"));
 }
 
+/// A unit's file for its output was dropped without a word, and what it printed was looked for in vain.
+#[test]
+fn output_goes_to_the_files_that_are_named_and_one_file_is_opened_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let run = |how: &str| {
+        let words = ["--stdout", how, "--stderr", how, "--before", "/bin/echo before", "--"];
+        let output = launch(&[&words[..], &["/bin/sh", "-c", "echo out; echo err >&2"]].concat());
+        assert_eq!((text(&output.stdout), text(&output.stderr)), (String::new(), String::new()));
+    };
+    for _ in 0..2 {
+        run(&format!("append:{}", path("a")));
+        run(&format!("truncate:{}", path("t")));
+        run(&format!("file:{}", path("f")));
+    }
+    let read = |name: &str| fs::read_to_string(path(name)).unwrap();
+    assert_eq!(read("a"), "before\nout\nerr\n".repeat(2));
+    assert_eq!(read("t"), "before\nout\nerr\n");
+    assert_eq!(read("f"), "before\nout\nerr\n", "written over from the begin");
+    let apart =
+        launch(&["--stderr", &format!("append:{}", path("e")), "--", "/bin/sh", "-c", "echo o; echo e >&2"]);
+    assert_eq!((text(&apart.stdout).as_str(), read("e").as_str()), ("o", "e\n"));
+    let failed = launch(&["--stdout", "append:/no/such/file", "--", "/bin/true"]);
+    assert_eq!(failed.status.code(), Some(200));
+    assert!(text(&failed.stderr).contains("cannot open /no/such/file for the output"));
+}
+
+#[test]
+fn a_command_before_may_be_told_another_name() {
+    let output = launch(&["--before", "-@/bin/sh other -c 'echo $0; exit 1'", "--", "/bin/true"]);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(0), "other"));
+}
+
 #[test]
 fn what_cannot_be_started_is_named() {
     for (words, status, said) in [

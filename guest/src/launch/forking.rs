@@ -78,6 +78,7 @@ fn start(options: &Options, prepared: &Prepared) -> Result<Command, Error> {
     }
     start.arg("--").arg(&options.program).args(&options.arguments);
     start.env_clear().envs(&prepared.environment).env_remove(notify::VARIABLE);
+    prepared.outputs.give(&mut start)?;
     Ok(start)
 }
 

@@ -9,6 +9,7 @@
 //! | `--environment-file [-]PATH` | `EnvironmentFile=`, read at each start |
 //! | `--before COMMAND` | `ExecStartPre=`, at each start |
 //! | `--umask BITS` | `UMask=` |
+//! | `--stdout HOW:PATH` `--stderr HOW:PATH` | `StandardOutput=` `StandardError=` with `file:`, `append:` or `truncate:` |
 //! | `--name NAME` | `ExecStart=@…` |
 //! | `--may-fail` | `ExecStart=-…` |
 //! | `--pid-file PATH` | `Type=forking` with `PIDFile=` |
@@ -20,6 +21,7 @@
 mod arguments;
 mod environment;
 mod forking;
+mod output;
 mod prepare;
 
 use std::{io, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
@@ -45,6 +47,8 @@ pub enum Error {
     NoAccount { kind: &'static str, name: String },
     #[error("cannot make {path}: {source}")]
     Directory { path: PathBuf, source: io::Error },
+    #[error("cannot open {file} for the output: {source}")]
+    Output { file: String, source: io::Error },
     #[error("cannot become the user {user}: {}", source.desc())]
     Become { user: String, source: Errno },
     #[error("cannot execute {program}: {source}")]
@@ -76,7 +80,7 @@ fn launch(options: &arguments::Options) -> Result<i32, Error> {
     if let Some(pid_file) = &options.pid_file {
         return forking::supervise(options, &prepared, pid_file);
     }
-    let mut command = command(options, &prepared);
+    let mut command = command(options, &prepared)?;
     if options.may_fail {
         let ended = command.status().map_err(|source| execute_failed(options, source))?;
         if !ended.success() {
@@ -93,14 +97,15 @@ fn execute_failed(options: &arguments::Options, source: io::Error) -> Error {
 }
 
 /// The program with its arguments, in which variables have been replaced.
-fn command(options: &arguments::Options, prepared: &prepare::Prepared) -> Command {
+fn command(options: &arguments::Options, prepared: &prepare::Prepared) -> Result<Command, Error> {
     let mut command = Command::new(&options.program);
     command.args(environment::expand(&options.arguments, &prepared.environment));
     command.env_clear().envs(&prepared.environment);
     if let Some(name) = &options.name {
         command.arg0(name);
     }
-    command
+    prepared.outputs.give(&mut command)?;
+    Ok(command)
 }
 
 #[cfg(test)]

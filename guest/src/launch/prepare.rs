@@ -14,6 +14,7 @@ use super::{
     Error,
     arguments::{Folder, Options},
     environment::{self, Environment},
+    output::Outputs,
 };
 use crate::{accounts::Accounts, sys, words};
 
@@ -28,9 +29,10 @@ pub(super) struct Identity {
     groups: Vec<u32>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) environment: Environment,
+    pub(super) outputs: Outputs,
     identity: Option<Identity>,
 }
 
@@ -64,7 +66,7 @@ pub(super) fn prepare(options: &Options) -> Result<Prepared, Error> {
     if let Some(bits) = options.umask {
         umask(Mode::from_bits_truncate(bits));
     }
-    let prepared = Prepared { environment, identity };
+    let prepared = Prepared { environment, outputs: Outputs::open(options)?, identity };
     for command in &options.before {
         before(command, options, &prepared)?;
     }
@@ -144,16 +146,24 @@ fn add_folder(environment: &mut Environment, folder: &Folder) {
     value.push_str(&path);
 }
 
-/// One command before the start. `-`: it may fail; `+`: as root.
+/// One command before the start. `-`: it may fail; `+`: as root; `@`: the word behind it is the name it is told.
 fn before(text: &str, options: &Options, prepared: &Prepared) -> Result<(), Error> {
-    let line = text.trim_start_matches(['-', '+']);
+    let line = text.trim_start_matches(['-', '+', '@']);
     let prefixes = &text[..text.len() - line.len()];
     let words = words::split(line).map_err(|source| Error::Words { text: text.to_owned(), source })?;
     let (program, arguments) =
         words.split_first().ok_or_else(|| Error::Usage(format!("--before `{text}` is no command")))?;
     let mut command = as_launched(prefixes.contains('+'), options)?;
+    let arguments = match arguments.split_first().filter(|_| prefixes.contains('@')) {
+        Some((name, arguments)) => {
+            command.args(["--name", name]);
+            arguments
+        }
+        None => arguments,
+    };
     command.arg("--").arg(program).args(arguments);
     command.env_clear().envs(&prepared.environment).env_remove(crate::notify::VARIABLE);
+    prepared.outputs.give(&mut command)?;
     let how = match command.status() {
         Ok(status) if status.success() => return Ok(()),
         Ok(status) => status.to_string(),

@@ -27,9 +27,11 @@ impl Exec {
 
     /// As `init launch --before` takes it.
     pub(super) fn as_before(&self) -> String {
-        let prefixes = [("-", self.may_fail), ("+", self.as_root)];
+        let prefixes = [("-", self.may_fail), ("+", self.as_root), ("@", self.name.is_some())];
         let prefix: String = prefixes.iter().filter(|(_, set)| *set).map(|(prefix, _)| *prefix).collect();
-        let quoted: Vec<String> = self.words.iter().map(|word| quote(word)).collect();
+        let (program, arguments) = self.words.split_at(self.words.len().min(1));
+        let words = program.iter().chain(&self.name).chain(arguments);
+        let quoted: Vec<String> = words.map(|word| quote(word)).collect();
         prefix + &quoted.join(" ")
     }
 }
@@ -156,5 +158,7 @@ mod tests {
         let exec = Exec { may_fail: true, as_root: true, words: words.clone(), ..Exec::default() };
         assert_eq!(exec.as_before(), "-+/bin/sh -c \"a \\\"b\\\" $X\"");
         assert_eq!(words::split(exec.as_before().trim_start_matches(['-', '+'])).unwrap(), words);
+        let named = Exec { name: Some("other".into()), words, ..Exec::default() };
+        assert_eq!(named.as_before(), "@/bin/sh other -c \"a \\\"b\\\" $X\"", "it lost its name");
     }
 }

@@ -27,7 +27,7 @@ const VOLATILE: [&str; 5] = ["/dev/", "/proc/", "/run/", "/sys/", "/tmp/"];
 const RESERVED: [&str; 7] = ["envd", "relay", "seed-certs", "chrony-source", "tmp", "tmpfiles", "init"];
 
 /// Dropped without a word: they are for people and tools.
-const SILENT: [&str; 25] = [
+const SILENT: [&str; 23] = [
     "Description",
     "Documentation",
     "SourcePath",
@@ -45,8 +45,6 @@ const SILENT: [&str; 25] = [
     "SyslogLevel",
     "SyslogLevelPrefix",
     "LogLevelMax",
-    "StandardOutput",
-    "StandardError",
     "ReloadPropagatedFrom",
     "PropagatesReloadTo",
     "RequiresMountsFor",
@@ -242,6 +240,9 @@ impl<F: Files> Conversion<'_, F> {
             return Ok(Err(stop));
         }
         self.restart();
+        if let Err(stop) = self.outputs() {
+            return Ok(Err(stop));
+        }
         for (key, into) in [("After", 0), ("Before", 1), ("Requires", 2), ("BindsTo", 2), ("Requisite", 2)] {
             let names: Vec<String> = self.section.names(key).map(str::to_owned).collect();
             match into {
@@ -292,6 +293,8 @@ impl<F: Files> Conversion<'_, F> {
             | "ExecStartPre"
             | "Type"
             | "PIDFile"
+            | "StandardOutput"
+            | "StandardError"
             | "Restart"
             | "RestartSec"
             | "Requires"
@@ -491,6 +494,35 @@ impl<F: Files> Conversion<'_, F> {
             let longest = pause.max(2_000);
             self.made.keys.insert("backoff", format!("{{ min_ms = {}, max_ms = {longest} }}", pause.max(10)));
         }
+    }
+
+    /// What is printed goes to the log ring, unless a file is named for it.
+    fn outputs(&mut self) -> Step {
+        let mut file_of_output = None;
+        for (key, flag) in [("StandardOutput", "--stdout"), ("StandardError", "--stderr")] {
+            let line = self.section.all(key).last().cloned();
+            let value = line.as_ref().map_or("inherit", |line| line.value.as_str());
+            let file = match (value, &line) {
+                ("inherit", _) => file_of_output.clone(),
+                ("null" | "journal" | "syslog" | "kmsg", _) => None,
+                (_, Some(line)) => self.output_file(line)?,
+                (_, None) => None,
+            };
+            if let Some(file) = &file {
+                self.made.launch.extend([flag.to_owned(), file.clone()]);
+            }
+            file_of_output = file;
+        }
+        Ok(())
+    }
+
+    fn output_file(&mut self, line: &Line) -> Result<Option<String>, Stop> {
+        let value = command::expand(self.name, &line.value).map_err(|error| lost(line, error))?;
+        let is_file = ["file:/", "append:/", "truncate:/"].iter().any(|begin| value.starts_with(begin));
+        if !is_file {
+            self.dropped.push(format!("{}={value}: to the log ring (envdctl logs)", line.key));
+        }
+        Ok(is_file.then_some(value))
     }
 
     fn directory(&mut self, line: &Line, value: &str) -> Step {

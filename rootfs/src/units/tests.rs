@@ -113,6 +113,27 @@ fn what_toml_has_no_keys_for_goes_through_launch() {
     assert_eq!(web.restart, guest::service::Restart::OnFailure, "nobody else would start it again");
 }
 
+/// They were dropped without a word.
+#[test]
+fn a_file_for_the_output_is_served_and_other_places_are_said() {
+    let launched = |lines: &str| {
+        let unit = format!("[Service]\nExecStart=/usr/bin/web\n{lines}");
+        let found = survey(&with(image(), "web.service", &unit)).unwrap();
+        let Verdict::Convertible { dropped, .. } = verdict(&found, "web.service") else { panic!() };
+        let words = service(&found, "web").command.join(" ");
+        (words.replace("/usr/lib/envd-init/init launch ", ""), dropped[1..].to_vec())
+    };
+    let (words, dropped) = launched("StandardOutput=append:/var/log/%N.log\n");
+    assert_eq!(words, "--stdout append:/var/log/web.log --stderr append:/var/log/web.log -- /usr/bin/web");
+    assert_eq!(dropped, [""; 0]);
+    let (words, _) = launched("StandardOutput=truncate:/o\nStandardError=journal\n");
+    assert_eq!(words, "--stdout truncate:/o -- /usr/bin/web");
+    let (words, dropped) = launched("StandardOutput=tty\nStandardError=file:/e\n");
+    assert_eq!(words, "--stderr file:/e -- /usr/bin/web");
+    assert_eq!(dropped, ["StandardOutput=tty: to the log ring (envdctl logs)"]);
+    assert_eq!(launched("StandardOutput=null\nStandardError=inherit\n").0, "/usr/bin/web");
+}
+
 #[test]
 fn a_drop_in_changes_what_is_turned_and_a_mask_ends_it() {
     let files = with(image(), "web.service", "[Service]\nExecStart=/usr/bin/web\n").file(
