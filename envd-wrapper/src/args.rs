@@ -1,7 +1,6 @@
 //! The command line and the configuration, as one [`Settings`].
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,13 +9,10 @@ use guest::config::{self, Config};
 use lexopt::prelude::*;
 
 use crate::choose::Search;
-use crate::shim;
+use crate::{flags, shim};
 
 /// envd's port, in every sandbox.
 pub(crate) const PORT: u16 = 49983;
-const PORT_FLAG: &[u8] = b"port";
-/// What a live upgrade passes to the new program; at a restart it would wait for a predecessor that is dead.
-const RESUME_HANDOVER: &[u8] = b"resume-handover";
 
 pub(crate) const USAGE: &str = "\
 usage: envd-wrapper [run] [OPTION…] [-- ARGUMENT OF ENVD…]
@@ -31,6 +27,8 @@ usage: envd-wrapper [run] [OPTION…] [-- ARGUMENT OF ENVD…]
 #[derive(Debug)]
 pub(crate) enum Command {
     Run(Settings),
+    /// envd itself answers, in our place, what the shim was asked.
+    Ask(Settings, Vec<OsString>),
     Check(Settings),
     Print(String),
 }
@@ -64,7 +62,7 @@ impl Settings {
 
     /// Where envd listens: as we were told, else as its own arguments tell envd.
     pub(crate) fn port(&self) -> u16 {
-        self.port.or_else(|| port_of(&self.arguments)).unwrap_or(PORT)
+        self.port.or_else(|| flags::port(&self.arguments)).unwrap_or(PORT)
     }
 
     /// Where to look for envd.
@@ -89,9 +87,17 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command
     let arguments: Vec<OsString> = arguments.collect();
     let called = arguments.first().map(PathBuf::from).unwrap_or_default();
     if called.file_name() == Some(OsStr::new("envd")) {
-        return Ok(Command::Run(shim_settings(&called, arguments.into_iter().skip(1))));
+        return Ok(parse_as_envd(&called, &arguments[1..]));
     }
     parse_options(lexopt::Parser::from_iter(arguments))
+}
+
+fn parse_as_envd(called: &Path, arguments: &[OsString]) -> Command {
+    let settings = shim_settings(called, arguments);
+    match flags::is_question(arguments) {
+        true => Command::Ask(settings, arguments.to_vec()),
+        false => Command::Run(settings),
+    }
 }
 
 fn parse_options(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
@@ -168,12 +174,12 @@ fn next(parser: &mut lexopt::Parser, settings: &mut Settings) -> Result<Option<G
     Ok(Some(given))
 }
 
-fn shim_settings(called: &Path, arguments: impl Iterator<Item = OsString>) -> Settings {
+fn shim_settings(called: &Path, arguments: &[OsString]) -> Settings {
     let itself = std::env::current_exe().unwrap_or_default();
     let mut settings = Settings {
         program: None,
         shim_folder: Some(shim::folder(called.as_os_str(), &itself)),
-        arguments: without_handover(arguments),
+        arguments: without_handover(arguments.iter().cloned()),
         port: None,
         cgroup: None,
         config: Config::default(),
@@ -185,35 +191,9 @@ fn shim_settings(called: &Path, arguments: impl Iterator<Item = OsString>) -> Se
     settings
 }
 
+/// What a live upgrade passes to the new program; at a restart it would wait for a predecessor that is dead.
 fn without_handover(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    arguments.filter(|argument| !is_handover(argument)).collect()
-}
-
-fn is_handover(argument: &OsStr) -> bool {
-    let flag = without_dashes(argument);
-    flag.strip_prefix(RESUME_HANDOVER).is_some_and(|value| value.is_empty() || value.starts_with(b"="))
-}
-
-/// Go's flags may begin with one dash or two.
-fn without_dashes(argument: &OsStr) -> &[u8] {
-    let flag = argument.as_bytes();
-    flag.strip_prefix(b"--").or_else(|| flag.strip_prefix(b"-")).unwrap_or_default()
-}
-
-/// The last `-port N` or `-port=N` among envd's own arguments, as Go's flags have it.
-fn port_of(arguments: &[OsString]) -> Option<u16> {
-    let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse().ok();
-    let mut port = None;
-    let mut words = arguments.iter().take_while(|word| *word != "--");
-    while let Some(word) = words.next() {
-        let told = match without_dashes(word).strip_prefix(PORT_FLAG) {
-            Some(b"") => words.next().map(|value| value.as_bytes()),
-            Some(value) => value.strip_prefix(b"="),
-            None => None,
-        };
-        port = told.and_then(number).or(port);
-    }
-    port
+    arguments.filter(|argument| !flags::is_handover(argument)).collect()
 }
 
 impl Settings {
@@ -269,6 +249,15 @@ mod tests {
         assert_eq!(port(&["/usr/bin/envd", "-port", "none", "-portal=8", "--", "-port", "9"]), PORT);
         assert_eq!(port(&["envd-wrapper", "--", "-port", "5"]), 5);
         assert_eq!(port(&["envd-wrapper", "--port", "4", "--", "-port", "5"]), 4);
+    }
+
+    /// It was supervised like a server, and never returned.
+    #[test]
+    fn a_question_to_the_shim_is_envds_own_to_answer_word_for_word() {
+        let asked = parse(["/usr/bin/envd", "-resume-handover", "--version"].iter().map(OsString::from));
+        let Ok(Command::Ask(settings, arguments)) = asked else { panic!("{asked:?}") };
+        assert_eq!(settings.shim_folder, Some("/usr/bin".into()));
+        assert_eq!(arguments, ["-resume-handover", "--version"]);
     }
 
     #[test]

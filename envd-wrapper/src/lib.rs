@@ -7,9 +7,11 @@
 //! envd-wrapper [run] [--envd PATH] [-- ARGUMENTS…]      supervise
 //! envd-wrapper --check                                  say what would run, and why
 //! envd [ARGUMENTS…]                                     the same program under envd's name: supervises the envd.real beside it
+//! envd -version, -commit, -help                         envd itself answers, in the wrapper's place
 //! ```
 //!
-//! Exit codes: 0 stopped on request, 1 nothing could be supervised, 2 wrong usage, 3 (`--check`) no envd that may run.
+//! Exit codes: 0 stopped on request, 1 nothing could be supervised, 2 wrong usage, 3 (`--check`, `envd -version`) no envd that may
+//! run.
 
 mod args;
 mod choose;
@@ -18,6 +20,7 @@ mod death;
 mod drain;
 mod evidence;
 mod facts;
+mod flags;
 mod keep;
 mod last;
 mod probe;
@@ -27,6 +30,8 @@ mod supervisor;
 mod version;
 mod world;
 
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use args::{Command, Settings};
@@ -34,13 +39,14 @@ use tracing::error;
 
 /// Wrong usage.
 const USAGE: u8 = 2;
-/// `--check` found no envd that may run.
+/// There is no envd that may run, and nobody waits until there is.
 const NOTHING_TO_RUN: u8 = 3;
 
 /// The program, under the names `envd-wrapper` and `envd`.
 pub fn main() -> ExitCode {
     match args::parse(std::env::args_os()) {
         Ok(Command::Run(settings)) => run(settings),
+        Ok(Command::Ask(settings, arguments)) => ask(&settings, &arguments),
         Ok(Command::Check(settings)) => check(&settings),
         Ok(Command::Print(text)) => {
             println!("{text}");
@@ -72,6 +78,19 @@ fn run(settings: Settings) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The same program runs that would be supervised, as if it lay where we were called: descriptors, signals and exit code are its own.
+fn ask(settings: &Settings, arguments: &[OsString]) -> ExitCode {
+    let verdict = choose::choose(&settings.search(), &mut facts::Known::default());
+    let Some(path) = verdict.chosen() else {
+        eprint!("envd-wrapper: no envd that could answer:\n{verdict}");
+        return ExitCode::from(NOTHING_TO_RUN);
+    };
+    let called = std::env::args_os().next().unwrap_or_default();
+    let error = std::process::Command::new(path).arg0(called).args(arguments).exec();
+    eprintln!("envd-wrapper: cannot execute {}: {error}", path.display());
+    ExitCode::FAILURE
 }
 
 fn check(settings: &Settings) -> ExitCode {

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tests::cell::Builder;
+use tests::image::Envd;
 use tests::{Cell, paths, wait};
 
 /// Where programs are put that only root can change.
@@ -81,6 +82,67 @@ fn the_shim_runs_the_real_one_beside_it_and_there_is_one_envd() {
     cell.sh("kill -TERM \"$(pidof envd)\"").unwrap();
     cell.other_envd(old).unwrap();
     assert_eq!(cell.sh("cat /proc/$(pidof envd-wrapper)/comm").unwrap(), "envd-wrapper");
+}
+
+/// A cell in which nothing is supervised, with the shim before this envd.
+fn unsupervised(real: &Path, switches: &str) -> Cell {
+    let builder = builder().file("run/envd-stand-in.conf", switches).program(real, "bin/envd.real").unwrap();
+    let builder = builder.program(&paths::guest_bin("envd-wrapper").unwrap(), "bin/envd").unwrap();
+    builder.run("sleep", &["1000"]).unwrap()
+}
+
+fn in_bin(cell: &Cell, name: &str) -> String {
+    cell.folder().join("bin").join(name).display().to_string()
+}
+
+/// Exit code and both streams, in which the program's own name may stand.
+fn said(cell: &Cell, name: &str, flags: &str) -> (Option<i32>, String, String) {
+    let output = cell.try_sh(&format!("timeout 30 {} {flags}", in_bin(cell, name))).unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace("envd.real", "envd");
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Each was supervised like a server: it never returned, and the running envd's port forwards were ended for it.
+#[test]
+fn what_the_shim_is_asked_is_answered_by_envd_itself() {
+    let cell = shim(&[]);
+    cell.wait("envd is healthy").unwrap();
+    let pid = cell.envd().unwrap();
+    for flags in ["-version", "--version", "-port 5 -version", "-help", "-h", "-no-such -version"] {
+        assert_eq!(said(&cell, "envd", flags), said(&cell, "envd.real", flags), "{flags}");
+    }
+    assert_eq!((cell.envd().unwrap(), cell.deaths().len()), (pid, 0), "{}", cell.console());
+}
+
+/// Go's own reading of them, where `ENVD` names a real envd.
+#[test]
+fn the_real_envd_answers_through_the_shim_word_for_word() {
+    let Some(real) = Envd::real().and_then(|envd| envd.path().unwrap()) else { return };
+    let cell = unsupervised(&real, "");
+    let all = "-version,--version,-version=true,-commit,--commit,-h,-help,--help,-h=false,-port 5 -version,-port=5 --commit,\
+        -cgroup-root /x -commit=1,-version=false -version,-verbose -version,-no-such -version,-version=maybe,-port x -version";
+    for flags in all.split(',') {
+        assert_eq!(said(&cell, "envd", flags), said(&cell, "envd.real", flags), "{flags}");
+    }
+}
+
+#[test]
+fn an_answer_of_the_shims_is_ended_by_a_signal_as_envd_is() {
+    let cell = unsupervised(&paths::stand_in().unwrap(), "slow-version = 1000\n");
+    let shim = in_bin(&cell, "envd");
+    let script = format!(
+        "{shim} -version & until [ \"$(readlink /proc/$!/exe)\" = {shim}.real ]; do sleep 0.01; done; kill $!; wait $!; echo $?"
+    );
+    assert_eq!(cell.sh(&format!("timeout 30 sh -c '{script}'")).unwrap(), "143");
+}
+
+#[test]
+fn without_an_envd_the_shim_has_no_answer_and_says_so() {
+    let cell = unsupervised(&paths::root().join("LICENSE"), "");
+    let (code, _, said) = said(&cell, "envd", "-version");
+    assert_eq!(code, Some(3));
+    assert!(said.starts_with("envd-wrapper: no envd that could answer:\n"), "{said}");
+    assert!(said.contains("(in the shim's folder): neither an ELF program nor a script\n"), "{said}");
 }
 
 #[test]
