@@ -16,6 +16,7 @@ pub mod control;
 mod documented;
 pub mod elf;
 pub mod files;
+pub mod glob;
 pub mod json;
 pub mod launch;
 pub mod lenient;

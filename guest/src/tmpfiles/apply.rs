@@ -11,13 +11,13 @@ use nix::{
 };
 
 use super::{
-    Error, glob,
+    Error,
     line::{Kind, Line},
     perms::Wanted,
     remove,
     walk::{self, Missing, Place},
 };
-use crate::accounts::Accounts;
+use crate::{accounts::Accounts, glob};
 
 /// Where it is done.
 #[derive(Debug, Clone, Copy)]

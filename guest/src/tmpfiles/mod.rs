@@ -17,7 +17,6 @@
 
 mod apply;
 pub mod command;
-mod glob;
 mod line;
 mod order;
 mod perms;

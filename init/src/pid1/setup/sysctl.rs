@@ -1,12 +1,15 @@
 //! Kernel settings: `sysctl.d` of three folders in the order of names, `/etc/sysctl.conf`, then the configuration's own.
+//!
+//! As systemd-sysctl has it: of several settings of one name the last counts, and a name that is set by itself, or taken out
+//! by a line `-name`, is none that a pattern sets, whichever comes first.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
 
-use guest::{config::Boot, files};
+use guest::{config::Boot, files, glob};
 use tracing::debug;
 
 /// Of files of one name the later folder's counts.
@@ -16,9 +19,10 @@ const FOLDERS: [&str; 3] = ["usr/lib/sysctl.d", "run/sysctl.d", "etc/sysctl.d"];
 struct Setting {
     /// As it was written.
     name: String,
-    /// With slashes, below /proc/sys; may hold `*`.
+    /// With slashes, below /proc/sys; may be a pattern.
     path: String,
-    value: String,
+    /// `None`: a name that is taken out of patterns.
+    value: Option<String>,
     /// Written with a `-` before it: failures are nobody's business.
     optional: bool,
 }
@@ -31,20 +35,33 @@ pub(in crate::pid1) fn apply(root: &Path, config: &Boot) -> Vec<String> {
 
 fn apply_all(root: &Path, files: Vec<PathBuf>, own: &BTreeMap<String, String>) -> Vec<String> {
     let mut warnings = Vec::new();
+    let mut settings = Vec::new();
     for file in files {
-        let settings = match files::read_text(&file) {
-            Ok(text) => parse(&text),
-            Err(error) => vec![Err(format!("it is passed over: {error}"))],
-        };
-        let wrong = settings
-            .into_iter()
-            .filter_map(|setting| setting.map_or_else(Some, |setting| set(root, &setting)));
-        warnings.extend(wrong.map(|why| format!("{}: {why}", file.display())));
+        let lines = files::read_text(&file)
+            .map_or_else(|error| vec![Err(format!("it is passed over: {error}"))], |text| parse(&text));
+        for line in lines {
+            match line {
+                Ok(setting) => settings.push((file.display().to_string(), setting)),
+                Err(why) => warnings.push(format!("{}: {why}", file.display())),
+            }
+        }
     }
-    for (key, value) in own {
-        warnings.extend(set(root, &Setting::new(key, value)).map(|why| format!("boot.settings: {why}")));
+    let own = own.iter().map(|(key, value)| ("boot.settings".to_owned(), Setting::new(key, Some(value))));
+    settings.extend(own);
+    let named: BTreeSet<_> = settings.iter().map(|(_, setting)| setting.path.clone()).collect();
+    for (origin, setting) in last_of_each(settings) {
+        warnings.extend(set(root, &setting, &named).map(|why| format!("{origin}: {why}")));
     }
     warnings
+}
+
+/// In the order of those that are left.
+fn last_of_each(mut settings: Vec<(String, Setting)>) -> Vec<(String, Setting)> {
+    let mut seen = BTreeSet::new();
+    settings.reverse();
+    settings.retain(|(_, setting)| seen.insert(setting.path.clone()));
+    settings.reverse();
+    settings
 }
 
 /// `core_pattern` comes before all files, which may change it.
@@ -70,27 +87,27 @@ fn files(root: &Path) -> Vec<PathBuf> {
     by_name.into_values().chain([main].into_iter().filter(|path| path.symlink_metadata().is_ok())).collect()
 }
 
-/// Each line's setting, or why it is none. A name alone with a `-` before it takes that name out of the `*` of other lines
-/// under systemd; here it means nothing.
+/// Each line's setting, or why it is none.
 fn parse(text: &str) -> Vec<Result<Setting, String>> {
     let lines = text.lines().enumerate().map(|(number, line)| (number + 1, line.trim()));
     let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with(['#', ';']));
     lines
-        .filter_map(|(number, line)| match line.split_once('=') {
-            Some((key, value)) => Some(Ok(Setting::new(key.trim(), value.trim()))),
-            None if line.starts_with('-') => None,
-            None => Some(Err(format!("line {number} is no setting: it has no '='"))),
+        .map(|(number, line)| match line.split_once('=') {
+            Some((key, value)) => Ok(Setting::new(key, Some(value))),
+            None if line.starts_with('-') => Ok(Setting::new(line, None)),
+            None => Err(format!("line {number} is no setting: it has no '='")),
         })
         .collect()
 }
 
 impl Setting {
-    fn new(key: &str, value: &str) -> Self {
-        let name = key.trim_start_matches('-');
+    fn new(key: &str, value: Option<&str>) -> Self {
+        let key = key.trim();
+        let name = key.strip_prefix('-').unwrap_or(key).trim();
         Self {
             name: name.to_owned(),
             path: path_of(name),
-            value: value.to_owned(),
+            value: value.map(|value| value.trim().to_owned()),
             optional: key.starts_with('-'),
         }
     }
@@ -111,16 +128,20 @@ fn path_of(key: &str) -> String {
     }
 }
 
-fn set(root: &Path, setting: &Setting) -> Option<String> {
-    let good = !setting.path.split('/').any(|part| part.is_empty() || part == "..");
+/// Why it could not be set. What is in `named` is not a pattern's to set.
+fn set(root: &Path, setting: &Setting, named: &BTreeSet<String>) -> Option<String> {
+    let value = setting.value.as_ref()?;
     let base = root.join("proc/sys");
-    let targets = if good { expand(&base, &setting.path) } else { Vec::new() };
-    let wrong = if good {
-        targets.iter().find_map(|target| write(target, &setting.value))
-    } else {
+    let wrong = if setting.path.split('/').any(|part| part.is_empty() || part == "..") {
         Some("this is no name of a setting".to_owned())
+    } else if glob::is_pattern(&setting.path) {
+        let found = glob::matches(&base, &setting.path).into_iter();
+        let paths = found.map(|path| path.trim_start_matches('/').to_owned());
+        paths.filter(|path| !named.contains(path)).find_map(|path| write(&base.join(path), value))
+    } else {
+        write(&base.join(&setting.path), value)
     };
-    let wrong = wrong.map(|why| format!("cannot set {} to {}: {why}", setting.name, setting.value))?;
+    let wrong = wrong.map(|why| format!("cannot set {} to {value}: {why}", setting.name))?;
     if setting.optional {
         debug!("{wrong}");
         return None;
@@ -142,28 +163,6 @@ fn write(path: &Path, value: &str) -> Option<String> {
         }
         Err(error) => Some(error.to_string()),
     }
-}
-
-/// Replaces a part that is `*` by every name there is.
-fn expand(base: &Path, key: &str) -> Vec<PathBuf> {
-    let mut paths = vec![base.to_owned()];
-    for part in key.split('/') {
-        paths = if part.contains('*') {
-            paths.iter().flat_map(|path| matching(path, part)).collect()
-        } else {
-            paths.into_iter().map(|path| path.join(part)).collect()
-        };
-    }
-    paths
-}
-
-fn matching(folder: &Path, pattern: &str) -> Vec<PathBuf> {
-    let (before, after) = pattern.split_once('*').unwrap_or((pattern, ""));
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let fits = |name: &str| {
-        name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
-    };
-    entries.filter(|entry| fits(&entry.file_name().to_string_lossy())).map(|entry| entry.path()).collect()
 }
 
 #[cfg(test)]
@@ -202,7 +201,7 @@ mod tests {
             ("proc/sys/net/conf/lo/x", ""),
             (
                 "etc/sysctl.conf",
-                "net.conf.*.x = 2\n-no.such = 1\nno.such = 1\nnet/conf/lo/x=5\ngarbage\n../../etc/x = 1\n-net.conf.lo.x\n",
+                "net.conf.*.x = 2\n-no.such = 1\nno.such = 1\nnet/conf/lo/x=5\ngarbage\n../../etc/x = 1\n",
             ),
         ]);
         let warnings = apply_all(root.path(), files(root.path()), &BTreeMap::new());
@@ -212,6 +211,22 @@ mod tests {
         let value =
             |name: &str| fs::read_to_string(root.path().join("proc/sys/net/conf").join(name)).unwrap();
         assert_eq!((value("eth0/x").as_str(), value("lo/x").as_str()), ("2", "5"));
+    }
+
+    /// A pattern that came after a name of its own overrode it, and a name that was taken out of patterns was not.
+    #[test]
+    fn a_name_counts_before_a_pattern_wherever_it_stands() {
+        let folders = ["a0/x", "a1/x", "b/x", "lo/x"].map(|name| format!("proc/sys/net/{name}"));
+        let mut files: Vec<_> = folders.iter().map(|path| (path.as_str(), "")).collect();
+        files
+            .push(("etc/sysctl.d/1.conf", "net.lo.x = 5\n-net.a0.x\nnet.b.x=0\nnet.b.x=1\n- net.no.x = 1\n"));
+        files.push(("etc/sysctl.d/2.conf", "net.*.x = 2\nnet.a?.x = 3\nnet.[b]*.x = 4\n"));
+        let root = root(&files);
+        let paths = super::files(root.path());
+        assert_eq!(apply_all(root.path(), paths, &BTreeMap::new()), [""; 0]);
+        let value = |name: &str| fs::read_to_string(root.path().join("proc/sys/net").join(name)).unwrap();
+        assert_eq!(["lo/x", "a0/x", "b/x"].map(value), ["5", "", "1"]);
+        assert_eq!(value("a1/x"), "3", "of two patterns the later one counts");
     }
 
     #[test]

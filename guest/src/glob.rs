@@ -1,4 +1,4 @@
-//! Shell patterns in paths: `*`, `?` and `[…]` within one name, as glob(7) says.
+//! Shell patterns in names and paths: `*`, `?` and `[…]` within one name, as glob(7) says.
 
 use std::{
     fs,
@@ -6,12 +6,12 @@ use std::{
 };
 
 /// Whether a path holds any pattern at all.
-pub(super) fn is_pattern(path: &str) -> bool {
+pub fn is_pattern(path: &str) -> bool {
     path.contains(['*', '?', '['])
 }
 
 /// Existing paths that a pattern matches, sorted. Links in the middle are followed, the last name never.
-pub(super) fn matches(root: &Path, pattern: &str) -> Vec<String> {
+pub fn matches(root: &Path, pattern: &str) -> Vec<String> {
     let mut paths = vec![String::new()];
     for name in pattern.split('/').filter(|name| !name.is_empty()) {
         let literal = !is_pattern(name);
@@ -43,7 +43,7 @@ fn matching(root: &Path, base: &str, pattern: &str) -> Vec<String> {
 }
 
 /// A dot at the beginning is matched by a dot only.
-fn name_matches(pattern: &str, name: &str) -> bool {
+pub fn name_matches(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     (name.first() != Some(&'.') || pattern.first() == Some(&'.')) && wild(&pattern, &name)
 }
