@@ -9,6 +9,7 @@
 //! | busy | the owner's answer → writing (nothing more is read meanwhile) |
 //! | writing | all written → reading; a reader that takes nothing for too long → closed |
 //! | following | as writing, again and again with each change of the log |
+//! | asked all it will | it ended its side of a unix socket alone: its answers are written → closed. Over vsock the end of one side is that of both, or cannot be told from it |
 //!
 //! A slow or hostile client costs nothing but itself: clients, buffers and times are bounded, the oldest idle one makes room
 //! for a new one, and there is no timer while nobody is in the middle of something.
@@ -91,6 +92,9 @@ struct Client {
     /// Bytes of a request that is not whole yet are in the decoder.
     partial: bool,
     busy: bool,
+    from_vsock: bool,
+    /// It sends nothing more.
+    asked_all: bool,
     out: Vec<u8>,
     written: usize,
     log: Option<LogStream>,
@@ -228,16 +232,16 @@ impl Server {
                 Err(_) => return,
             };
             if may_speak(&fd, from_vsock) && (self.clients.len() < MAX_CLIENTS || self.drop_oldest_idle()) {
-                self.welcome(fd, reactor, now);
+                self.welcome(fd, from_vsock, reactor, now);
             }
         }
     }
 
-    fn welcome(&mut self, fd: OwnedFd, reactor: &Reactor, now: Moment) {
+    fn welcome(&mut self, fd: OwnedFd, from_vsock: bool, reactor: &Reactor, now: Moment) {
         let id = self.next;
         self.next = self.next.checked_add(1).unwrap_or(FIRST_CLIENT);
         if let Ok(fd) = reactor.watch(fd, self.base + Token::from(id), Interest::Read) {
-            self.clients.insert(id, Client::new(fd, now));
+            self.clients.insert(id, Client::new(fd, from_vsock, now));
         }
     }
 
@@ -254,7 +258,7 @@ impl Server {
     fn serve(&mut self, id: u32, ready: Ready, reactor: &Reactor, now: Moment) -> Vec<Call> {
         let Some(client) = self.clients.get_mut(&id) else { return Vec::new() };
         client.last_active = now;
-        let gone = ready.readable && client.read().is_err();
+        let gone = ready.readable && client.read(ready.hangup).is_err();
         if gone {
             self.clients.remove(&id);
             self.rest();
@@ -281,6 +285,7 @@ impl Server {
                 Err(error) => break Err(error),
             }
         };
+        let outcome = outcome.and_then(|()| if client.is_done() { Err(Closed) } else { Ok(()) });
         let outcome = outcome.and_then(|()| client.rewatch(self.base + Token::from(id), reactor, now));
         if outcome.is_err() {
             self.clients.remove(&id);
@@ -350,12 +355,14 @@ enum Step {
 struct Closed;
 
 impl Client {
-    fn new(fd: Watched, now: Moment) -> Self {
+    fn new(fd: Watched, from_vsock: bool, now: Moment) -> Self {
         Self {
             fd,
             decoder: Decoder::new(MAX_REQUEST),
             partial: false,
             busy: false,
+            from_vsock,
+            asked_all: false,
             out: Vec::new(),
             written: 0,
             log: None,
@@ -373,10 +380,19 @@ impl Client {
         self.log.is_some()
     }
 
+    /// It asks nothing more, and all that it has asked is answered.
+    fn is_done(&self) -> bool {
+        self.asked_all && !self.busy && !self.is_writing() && !self.is_following()
+    }
+
     /// One bounded read. While an answer is under way only the end is of interest, and more than a request is refused.
-    fn read(&mut self) -> Result<(), Closed> {
+    fn read(&mut self, hangup: bool) -> Result<(), Closed> {
         let mut buffer = [0; 4096];
         match read_ready(&self.fd, &mut buffer) {
+            Ok(Some(0)) if !hangup && !self.from_vsock => {
+                self.asked_all = true;
+                Ok(())
+            }
             Ok(Some(0)) | Err(_) => Err(Closed),
             Ok(Some(count)) => {
                 self.decoder.push(&buffer[..count]);
@@ -484,7 +500,12 @@ impl Client {
 
     /// Sets what is watched for, and the time by which something must have happened.
     fn rewatch(&mut self, token: Token, reactor: &Reactor, now: Moment) -> Result<(), Closed> {
-        let interest = if self.is_writing() { Interest::Both } else { Interest::Read };
+        let interest = match (self.is_writing(), self.asked_all) {
+            (true, false) => Interest::Both,
+            (false, false) => Interest::Read,
+            (true, true) => Interest::Write,
+            (false, true) => Interest::Hangup,
+        };
         if interest != self.interest {
             reactor.modify(&self.fd, token, interest).map_err(|_| Closed)?;
             self.interest = interest;
@@ -589,6 +610,36 @@ mod tests {
         assert_eq!(world.turns(), [Op::Status, Op::Stop { service: "web".to_owned(), no_block: false }]);
         assert_eq!(replies(&mut stream), [Reply::Done, Reply::Done]);
         assert_eq!(world.server.deadline(), None, "no timer at rest");
+    }
+
+    /// `nc -N` and the like: the answer that took its time was written to nobody.
+    #[test]
+    fn a_client_that_ends_its_side_after_the_request_gets_its_answer_and_one_that_is_gone_does_not() {
+        let mut world = World::new();
+        let clients = || -> [UnixStream; 2] { [world.connect(), world.connect()] };
+        let [mut waits, mut goes] = clients();
+        let mut calls = Vec::new();
+        for stream in [&mut waits, &mut goes] {
+            ask(stream, Op::Stop { service: "web".to_owned(), no_block: false });
+        }
+        let serve = |world: &mut World| -> Vec<Call> {
+            let events = world.reactor.wait(Some(Moment::ZERO)).unwrap();
+            let serve = |event| match event {
+                Event::Io(ready) => world.server.ready(ready, &world.reactor, now()),
+                Event::Signal(_) => Vec::new(),
+            };
+            events.into_iter().flat_map(serve).collect()
+        };
+        (0..4).for_each(|_| calls.extend(serve(&mut world)));
+        waits.shutdown(std::net::Shutdown::Write).unwrap();
+        drop(goes);
+        (0..4).for_each(|_| calls.extend(serve(&mut world)));
+        let there: Vec<_> = calls.iter().map(|call| world.server.has(call.client)).collect();
+        assert_eq!(there, [true, false]);
+        assert_eq!(world.reactor.wait(Some(Moment::ZERO)).unwrap(), [], "its end is told once");
+        world.server.answer(calls[0].client, &Reply::Done, &world.reactor, now());
+        assert_eq!(replies(&mut waits), [Reply::Done]);
+        assert!(world.server.clients.is_empty());
     }
 
     #[test]
