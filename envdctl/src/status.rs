@@ -301,6 +301,7 @@ pub(crate) mod tests {
     fn service(name: &str, state: &str) -> ServiceStatus {
         ServiceStatus {
             name: name.into(),
+            description: String::new(),
             state: state.into(),
             enabled: true,
             pid: Some(70),

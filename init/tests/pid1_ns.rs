@@ -665,6 +665,8 @@ fn the_tools_answer_as_systemctl_does() {
     }
     let off = "command = ['/bin/sleep', '2000']\nenabled = false\n";
     world.write("/etc/envd-init/services.d/late.toml", off);
+    let once = "command = ['/bin/false']\nkind = 'oneshot'\nenabled = false\n";
+    world.write("/etc/envd-init/services.d/once.toml", once);
     for (line, text, code) in [
         ("systemctl daemon-reload", "", 0),
         ("systemctl start late", "", 0),
@@ -676,6 +678,49 @@ fn the_tools_answer_as_systemctl_does() {
         ("systemctl show -p LoadState,ActiveState nope", "LoadState=not-found\nActiveState=inactive", 0),
     ] {
         assert_eq!(world.tool(line), (text.to_owned(), code), "{line}");
+    }
+    // As systemd 252 has it; the comparison with it needs a VM.
+    for (line, text, code) in [
+        ("systemctl cat late", format!("# /etc/envd-init/services.d/late.toml\n{off}").trim(), 0),
+        ("systemctl cat nope", "No files found for nope.service.", 1),
+        ("systemctl disable --now late", "", 0),
+        ("systemctl is-active late", "inactive", 3),
+        ("systemctl stop web", "", 0),
+        ("systemctl enable --now web", "", 0),
+        ("systemctl is-active web", "active", 0),
+        (
+            "systemctl enable --now late",
+            "Failed to enable late.service: envd-init changes no files; put `enabled = true` into /etc/envd-init/services.d/late.toml",
+            1,
+        ),
+        ("systemctl is-active late", "inactive", 3),
+        (
+            "systemctl list-units --plain --no-legend 'we*'",
+            "web.service loaded active running web.service",
+            0,
+        ),
+        ("systemctl list-units -q late", "", 0),
+        (
+            "systemctl list-units --no-legend --state=dead late.service web.service",
+            "late.service loaded inactive dead late.service",
+            0,
+        ),
+        (
+            "systemctl list-units -t timer",
+            "UNIT LOAD ACTIVE SUB DESCRIPTION\n\n0 loaded units listed. Pass --all to see loaded but inactive units, too.",
+            0,
+        ),
+        ("systemctl --version", concat!("envd-init ", env!("CARGO_PKG_VERSION")), 0),
+        ("systemctl start once", "Failed to start once.service: once ended with status 1", 1),
+        ("systemctl try-restart once", "", 0),
+        ("systemctl show -P ActiveState once", "failed", 0),
+        ("systemctl list-units --failed --no-legend", "● once.service loaded failed failed once.service", 0),
+    ] {
+        let (told, ended) = world.tool(line);
+        assert!(
+            ended == code && told.starts_with(text) && told.is_empty() == text.is_empty(),
+            "{line}: {told}"
+        );
     }
     for line in ["enable late", "disable web", "mask web", "daemon-reexec", "kill web"] {
         let (text, code) = world.tool(&format!("systemctl {line}"));

@@ -21,14 +21,16 @@ enum Alike {
     Code(&'static str),
     /// The columns UNIT, LOAD, ACTIVE and SUB of this unit's line, and the exit code.
     Line(&'static str),
+    /// Output but for the words that explain its columns, and the exit code.
+    Counted,
     /// Not at all: systemd does it (0), we refuse (1) with these words, since nobody is to believe that it was done.
     Refused(&'static str),
 }
-use Alike::{Code, Line, Refused, Wholly};
+use Alike::{Code, Counted, Line, Refused, Wholly};
 
 /// In this order, for they change what is there. `web` runs and starts with the machine, `off` does neither, `bad` fails when it
-/// is started, and there is no `nope`.
-const CASES: [(&str, Alike); 52] = [
+/// is started, `quick` ends well, `slow` says that it is ready after a while, `dies` ends before it does, and there is no `nope`.
+const CASES: [(&str, Alike); 91] = [
     ("is-active web", Wholly),
     ("is-active web.service", Wholly),
     ("is-active off", Wholly),
@@ -51,7 +53,22 @@ const CASES: [(&str, Alike); 52] = [
     ("status web", Code("● web.service")),
     ("status off", Code("○ off.service")),
     ("status nope", Wholly),
-    ("list-units --no-legend web.service", Line("web.service")),
+    ("show -p Id,ActiveState --value web off", Wholly),
+    ("show -P ActiveState web", Wholly),
+    ("show -p NoSuchThing --value web", Wholly),
+    ("is-active we?", Wholly),
+    ("is-active zz*", Wholly),
+    ("is-failed zz*", Wholly),
+    ("restart zz*", Wholly),
+    ("list-units --no-legend web.service", Wholly),
+    ("list-units web.service", Counted),
+    ("list-units web", Counted),
+    ("list-units --all web.s* zz.service", Counted),
+    ("list-units -q -a --state=inactive web.service", Wholly),
+    ("list-units --plain --no-legend --type=service --state=active,failed web.service", Wholly),
+    ("list-units --no-legend --type=socket web.service", Wholly),
+    ("list-units --no-legend --state dead web.service", Wholly),
+    ("list-units zz*", Counted),
     ("list-units --all", Line("web.service")),
     ("--no-pager", Line("web.service")),
     ("start web", Wholly),
@@ -76,12 +93,44 @@ const CASES: [(&str, Alike); 52] = [
     ("start bad", Code("bad")),
     ("is-active bad", Wholly),
     ("is-failed bad", Wholly),
+    ("is-failed web bad", Wholly),
+    ("status bad", Code("× bad.service")),
+    ("show -p ActiveState,SubState bad", Wholly),
+    ("list-units web.service [a-c]ad.service", Counted),
+    ("list-units --no-legend bad.service", Wholly),
+    ("list-units --failed --plain --no-legend bad.service web.service", Wholly),
+    ("list-units --no-legend -t service --state running,failed web.service bad.service", Wholly),
+    ("try-restart bad", Wholly),
+    ("is-active bad", Wholly),
     ("daemon-reload", Wholly),
+    ("start quick", Wholly),
+    ("start slow", Wholly),
+    ("is-active slow", Wholly),
+    ("restart slow", Wholly),
+    ("is-active slow", Wholly),
+    ("--no-block restart slow", Wholly),
+    ("is-active slow", Wholly),
+    ("start slow", Wholly),
+    ("is-active slow", Wholly),
+    ("start dies", Code("dies")),
+    ("cat nope", Code("No files found for nope.service.")),
+    ("cat web", Code("/bin/sleep")),
     ("enable web", Wholly),
+    ("stop web", Wholly),
+    ("enable --now web", Wholly),
+    ("is-active web", Wholly),
     ("unmask web", Wholly),
     ("enable off", Refused("put `enabled = true` into /etc/envd-init/services.d/off.toml")),
     ("frobnicate web", Code("frobnicate")),
 ];
+
+/// Tells systemd that it is ready, after a while.
+const SLOW: &str = "#!/usr/bin/python3
+import os, socket, time
+time.sleep(1)
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])
+time.sleep(100000)
+";
 
 /// Each case's output, both streams in one, and its exit code.
 fn run_all(vm: &Vm) -> Vec<(String, i32)> {
@@ -112,8 +161,13 @@ fn systemd() -> Vm {
         unit("web", &sleep),
         unit("off", &sleep),
         unit("bad", "[Service]\nType=oneshot\nExecStart=/bin/false\n"),
+        unit("quick", "[Service]\nType=oneshot\nExecStart=/bin/true\n"),
+        unit("slow", "[Service]\nType=notify\nExecStart=/usr/bin/slow\n"),
+        unit("dies", "[Service]\nType=notify\nExecStart=/bin/false\n"),
     ]);
-    let mut bake: Bake = Image::untouched(&Init::Systemd.base().unwrap()).script("/usr/bin/envd", envd);
+    let mut bake: Bake = Image::untouched(&Init::Systemd.base().unwrap())
+        .script("/usr/bin/envd", envd)
+        .script("/usr/bin/slow", SLOW);
     for (path, text) in files {
         bake = bake.file(&path, text);
     }
@@ -132,6 +186,13 @@ fn ours() -> Vm {
         .envd(Envd::preferred())
         .file(&own("web"), sleep)
         .file(&own("off"), format!("{sleep}enabled = false\n"))
+        .script("/usr/bin/slow", SLOW)
+        .file(&own("quick"), "command = ['/bin/true']\nkind = 'oneshot'\nenabled = false\n")
+        .file(&own("slow"), "command = ['/usr/bin/slow']\nreadiness = 'notify'\nenabled = false\n")
+        .file(
+            &own("dies"),
+            "command = ['/bin/false']\nreadiness = 'notify'\nrestart = 'never'\nenabled = false\n",
+        )
         .file(&own("bad"), "command = ['/bin/false']\nkind = 'oneshot'\nenabled = false\n");
     let vm = Vm::of(&bake.bake().unwrap()).boot().unwrap();
     vm.wait_healthy(Via::Tcp).unwrap();
@@ -156,6 +217,13 @@ fn columns(text: &str, unit: &str) -> Vec<String> {
     found.unwrap_or_default().into_iter().take(4).collect()
 }
 
+/// What a list says besides what its columns mean.
+fn counted(text: &str) -> Vec<&str> {
+    let explains = ["LOAD ", "ACTIVE ", "SUB ", "To show all"];
+    let lines = text.lines().filter(|line| !explains.iter().any(|begin| line.starts_with(begin)));
+    lines.filter(|line| !line.is_empty()).collect()
+}
+
 #[test]
 fn each_verb_prints_and_ends_as_systemds_own() {
     tests::require_root().unwrap();
@@ -166,6 +234,7 @@ fn each_verb_prints_and_ends_as_systemds_own() {
             Wholly => ours == theirs,
             Code(words) => ours.1 == theirs.1 && ours.0.contains(words),
             Line(unit) => ours.1 == theirs.1 && columns(&ours.0, unit) == columns(&theirs.0, unit),
+            Counted => ours.1 == theirs.1 && counted(&ours.0) == counted(&theirs.0),
             Refused(words) => theirs.1 == 0 && ours.1 == 1 && ours.0.contains(words),
         };
         if !good {

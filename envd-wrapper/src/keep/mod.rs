@@ -317,6 +317,7 @@ fn envd_service(envd: &EnvdStatus) -> ServiceStatus {
         [envd.healthy_ns, envd.listening_ns, envd.exec_ns, envd.last_exit.as_ref().map(|exit| exit.at_ns)];
     ServiceStatus {
         name: "envd".to_owned(),
+        description: String::new(),
         state: envd.state.clone(),
         enabled: true,
         pid: envd.pid,
@@ -331,6 +332,7 @@ fn relay_service() -> ServiceStatus {
     let pid = look::relay_pid();
     ServiceStatus {
         name: "relay".to_owned(),
+        description: String::new(),
         state: if pid.is_some() { "running" } else { "stopped" }.to_owned(),
         enabled: true,
         pid,

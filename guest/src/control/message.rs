@@ -242,6 +242,9 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServiceStatus {
     pub name: String,
+    /// For people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
     /// `starting`, `running`, `listening`, `healthy`, `unhealthy`, `exited`, `backoff`, `stopping`, `stopped`, `failed`.
     pub state: String,
     /// It starts with the machine.

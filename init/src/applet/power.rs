@@ -75,7 +75,7 @@ pub(super) fn request(name: &str, kind: ShutdownKind) -> ExitCode {
     }
 }
 
-fn at_once(kind: ShutdownKind, sync: bool) -> ExitCode {
+pub(super) fn at_once(kind: ShutdownKind, sync: bool) -> ExitCode {
     if sync {
         nix::unistd::sync();
     }

@@ -4,11 +4,16 @@
 //! purpose. Never 0 for something that was not done.
 
 mod arguments;
+mod list;
+mod unit_files;
 mod units;
 
 use std::{os::unix::process::CommandExt, path::Path, process::Command, process::ExitCode};
 
-use guest::control::{Op, Reply, ShutdownKind, Status};
+use guest::{
+    control::{Op, Reply, ShutdownKind, Status},
+    glob,
+};
 
 use super::{client::ask, power};
 use arguments::Arguments;
@@ -21,41 +26,105 @@ const NOT_RUNNING: u8 = 3;
 const NO_SUCH_UNIT: u8 = 4;
 const NOT_INSTALLED: u8 = 5;
 
+/// Verbs that take patterns of units' names; to all of them a pattern that matches nothing is nothing to do.
+const WITH_PATTERNS: [&str; 13] = [
+    "start",
+    "stop",
+    "restart",
+    "reload-or-restart",
+    "force-reload",
+    "try-restart",
+    "condrestart",
+    "try-reload-or-restart",
+    "status",
+    "is-active",
+    "is-failed",
+    "show",
+    "cat",
+];
+
 pub(super) fn run(words: &[String]) -> ExitCode {
-    let Ok(arguments) = Arguments::parse(words) else { return hand_over(words) };
+    if words.iter().any(|word| word == "--version") {
+        return version(words);
+    }
+    let Ok(mut arguments) = Arguments::parse(words) else { return hand_over(words) };
+    let verb = arguments.verb.as_str();
+    if WITH_PATTERNS.contains(&verb) && arguments.units.iter().any(|unit| glob::is_pattern(unit)) {
+        match status() {
+            Ok(status) => arguments.units = list::expand(&status, &arguments.units),
+            Err(why) => return fail(&why),
+        }
+        if arguments.units.is_empty() {
+            return nothing_matches(&arguments.verb);
+        }
+    }
+    act(words, &arguments)
+}
+
+fn act(words: &[String], arguments: &Arguments) -> ExitCode {
     let units = &arguments.units;
     match (arguments.verb.as_str(), units.is_empty()) {
-        ("start", false) => each(units, |unit| order(&arguments, unit, start)),
-        ("stop", false) => each(units, |unit| order(&arguments, unit, stop)),
+        ("start", false) => each(units, |unit| order(arguments, unit, start)),
+        ("stop", false) => each(units, |unit| order(arguments, unit, stop)),
         ("restart" | "reload-or-restart" | "force-reload", false) => {
-            each(units, |unit| order(&arguments, unit, restart))
+            each(units, |unit| order(arguments, unit, restart))
         }
         ("try-restart" | "condrestart" | "try-reload-or-restart", false) => {
-            each(units, |unit| try_restart(&arguments, unit))
+            each(units, |unit| try_restart(arguments, unit))
         }
         ("status", false) => with_status(|status| units::print_status(status, units)),
-        ("is-active", false) => with_status(|status| is_active(&arguments, status)),
-        ("is-failed", false) => with_status(|status| is_failed(&arguments, status)),
-        ("is-enabled", false) => known_or_hand_over(words, units, |status| is_enabled(&arguments, status)),
+        ("is-active", false) => with_status(|status| is_active(arguments, status)),
+        ("is-failed", false) => with_status(|status| is_failed(arguments, status)),
+        ("is-enabled", false) => known_or_hand_over(words, units, |status| is_enabled(arguments, status)),
         ("enable" | "disable" | "mask" | "unmask", false) => {
-            known_or_hand_over(words, units, |status| change_of_files(&arguments, status))
+            known_or_hand_over(words, units, |status| change(arguments, status))
         }
-        ("show", false) => with_status(|status| units::show(status, &arguments)),
-        ("list-units" | "status", _) => with_status(|status| units::list(status, &arguments)),
-        ("is-system-running", true) => with_status(|status| system_state(&arguments, status)),
+        ("cat", false) if units.iter().all(|unit| unit_files::is_there(unit)) || !has_own_systemctl() => {
+            ExitCode::from(unit_files::cat(units))
+        }
+        ("show", false) => with_status(|status| units::show(status, arguments)),
+        ("list-units" | "status", _) => with_status(|status| list::print(status, arguments)),
+        ("is-system-running", true) => with_status(|status| system_state(arguments, status)),
         // Whatever is started or restarted on request is read anew: nothing is left to do.
         ("daemon-reload", true) => ExitCode::SUCCESS,
-        ("reboot", true) => power::request("systemctl", ShutdownKind::Reboot),
-        ("poweroff", true) => power::request("systemctl", ShutdownKind::Poweroff),
-        ("halt", true) => power::request("systemctl", ShutdownKind::Halt),
+        ("reboot", true) => down(arguments, ShutdownKind::Reboot),
+        ("poweroff", true) => down(arguments, ShutdownKind::Poweroff),
+        ("halt", true) => down(arguments, ShutdownKind::Halt),
         _ => hand_over(words),
     }
 }
 
+/// Said twice, `--force` asks the kernel itself.
+fn down(arguments: &Arguments, kind: ShutdownKind) -> ExitCode {
+    if arguments.force > 1 { power::at_once(kind, false) } else { power::request("systemctl", kind) }
+}
+
+/// Nothing was asked for, which went well; and nothing of it is active or has failed.
+fn nothing_matches(verb: &str) -> ExitCode {
+    ExitCode::from(match verb {
+        "is-active" => NOT_RUNNING,
+        "is-failed" => 1,
+        _ => 0,
+    })
+}
+
+/// The image's own tells the version that its scripts expect.
+fn version(words: &[String]) -> ExitCode {
+    if has_own_systemctl() {
+        return hand_over(words);
+    }
+    println!("envd-init {}", env!("CARGO_PKG_VERSION"));
+    ExitCode::SUCCESS
+}
+
 /// Does all, and tells the first failure's code.
-fn each(units: &[String], mut act: impl FnMut(&str) -> u8) -> ExitCode {
+fn each(units: &[String], act: impl FnMut(&str) -> u8) -> ExitCode {
+    ExitCode::from(first_failure(units, act))
+}
+
+fn first_failure(units: &[String], mut act: impl FnMut(&str) -> u8) -> u8 {
     let codes: Vec<u8> = units.iter().map(|unit| act(unit)).collect();
-    ExitCode::from(codes.into_iter().find(|code| *code != 0).unwrap_or(0))
+    codes.into_iter().find(|code| *code != 0).unwrap_or(0)
 }
 
 fn start(service: String, no_block: bool) -> Op {
@@ -94,12 +163,28 @@ fn order(arguments: &Arguments, unit: &str, op: fn(String, bool) -> Op) -> u8 {
     }
 }
 
-/// Only what runs is restarted; what does not is as it should be.
+/// Only what runs is restarted; what does not is as it should be, or is starting anyway.
 fn try_restart(arguments: &Arguments, unit: &str) -> u8 {
     match status() {
-        Ok(status) if Unit::find(&status, unit).is_some_and(|unit| unit.state == State::Inactive) => 0,
+        Ok(status) if Unit::find(&status, unit).is_some_and(|unit| unit.state != State::Active) => 0,
         _ => order(arguments, unit, restart),
     }
+}
+
+/// With `--now` a unit is also started or stopped, once its file says so.
+fn change(arguments: &Arguments, status: &Status) -> u8 {
+    let code = unit_files::change(arguments, status);
+    let op = match arguments.verb.as_str() {
+        _ if code != 0 || !arguments.now => return code,
+        "enable" => start,
+        "disable" => stop,
+        _ => return code,
+    };
+    let as_said = Arguments {
+        verb: if arguments.verb == "enable" { "start" } else { "stop" }.to_owned(),
+        ..arguments.clone()
+    };
+    first_failure(&arguments.units, |unit| order(&as_said, unit, op))
 }
 
 fn status() -> Result<Status, String> {
@@ -114,11 +199,13 @@ fn status() -> Result<Status, String> {
 fn with_status(act: impl FnOnce(&Status) -> u8) -> ExitCode {
     match status() {
         Ok(status) => ExitCode::from(act(&status)),
-        Err(why) => {
-            eprintln!("systemctl: {why}");
-            ExitCode::FAILURE
-        }
+        Err(why) => fail(&why),
     }
+}
+
+fn fail(why: &str) -> ExitCode {
+    eprintln!("systemctl: {why}");
+    ExitCode::FAILURE
 }
 
 /// Units of ours are answered for; of any other the image's own systemctl knows more.
@@ -162,31 +249,6 @@ fn is_enabled(arguments: &Arguments, status: &Status) -> u8 {
     u8::from(!states.contains(&"enabled"))
 }
 
-/// Files are their owner's: what is so already is well, anything else is refused with what to do.
-fn change_of_files(arguments: &Arguments, status: &Status) -> u8 {
-    let verb = arguments.verb.as_str();
-    let so_already = |unit: Unit<'_>| match verb {
-        "enable" => unit.file_state() == "enabled",
-        "disable" => unit.file_state() == "disabled",
-        verb => verb == "unmask",
-    };
-    let refused: Vec<_> = arguments
-        .units
-        .iter()
-        .filter(|name| Unit::find(status, name).is_none_or(|unit| !so_already(unit)))
-        .collect();
-    for unit in &refused {
-        let found = Unit::find(status, unit).map(|unit| unit.service.name.clone());
-        let (name, flag) = (found.unwrap_or_else(|| units::our_name(unit)), verb == "enable");
-        eprintln!(
-            "Failed to {verb} {}: envd-init changes no files; \
-             put `enabled = {flag}` into /etc/envd-init/services.d/{name}.toml",
-            units::full_name(unit)
-        );
-    }
-    u8::from(!refused.is_empty())
-}
-
 fn system_state(arguments: &Arguments, status: &Status) -> u8 {
     let failed = Unit::all(status).any(|unit| unit.state == State::Failed);
     let starting = Unit::all(status).any(|unit| unit.state == State::Activating);
@@ -199,12 +261,15 @@ fn system_state(arguments: &Arguments, status: &Status) -> u8 {
     u8::from(state != "running")
 }
 
+fn has_own_systemctl() -> bool {
+    Path::new(SAVED).exists()
+}
+
 /// The image's own systemctl takes the place of this process.
 fn hand_over(words: &[String]) -> ExitCode {
-    if Path::new(SAVED).exists() {
+    if has_own_systemctl() {
         let error = Command::new(SAVED).args(words).exec();
-        eprintln!("systemctl: cannot run {SAVED}: {error}");
-        return ExitCode::FAILURE;
+        return fail(&format!("cannot run {SAVED}: {error}"));
     }
     eprintln!(
         "systemctl: `{}` is not supported by envd-init, and this image has no systemctl of its own",

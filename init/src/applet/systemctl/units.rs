@@ -83,9 +83,27 @@ impl<'a> Unit<'a> {
         if self.service.enabled { "enabled" } else { "disabled" }
     }
 
+    /// What it is for; one of which nothing is said is described by its name.
+    fn description(&self) -> String {
+        let said = &self.service.description;
+        if said.is_empty() { full_name(&self.service.name) } else { said.clone() }
+    }
+
+    /// Its line in a list.
+    pub(super) fn columns(&self) -> [String; 5] {
+        [
+            full_name(&self.service.name),
+            "loaded".to_owned(),
+            self.state.as_str().to_owned(),
+            self.sub.to_owned(),
+            self.description(),
+        ]
+    }
+
     fn property(&self, name: &str) -> Option<String> {
         Some(match name {
             "Id" | "Names" => full_name(&self.service.name),
+            "Description" => self.description(),
             "LoadState" => "loaded".to_owned(),
             "ActiveState" => self.state.as_str().to_owned(),
             "SubState" => self.sub.to_owned(),
@@ -131,7 +149,7 @@ fn print_one(status: &Status, unit: &Unit<'_>) {
         _ => '○',
     };
     let seconds = status.now_ns.saturating_sub(service.since_ns) / 1_000_000_000;
-    println!("{mark} {}", full_name(&service.name));
+    println!("{mark} {} - {}", full_name(&service.name), unit.description());
     println!("     Loaded: loaded (envd-init service; {})", unit.file_state());
     println!("     Active: {} ({}) since {seconds} s ago", unit.state.as_str(), unit.sub);
     if let Some(pid) = service.pid {
@@ -152,24 +170,8 @@ fn print_one(status: &Status, unit: &Unit<'_>) {
     }
 }
 
-/// `systemctl list-units`
-pub(super) fn list(status: &Status, arguments: &Arguments) -> u8 {
-    let units: Vec<_> = Unit::all(status).collect();
-    let width = units.iter().map(|unit| full_name(&unit.service.name).len()).max().unwrap_or(4).max(4);
-    if arguments.legend {
-        println!("  {:width$} LOAD   ACTIVE     SUB", "UNIT");
-    }
-    for unit in &units {
-        println!("  {:width$} loaded {:10} {}", full_name(&unit.service.name), unit.state.as_str(), unit.sub);
-    }
-    if arguments.legend {
-        println!("\n{} loaded units listed.", units.len());
-    }
-    0
-}
-
 /// Those that we can tell, in systemd's order, in which they are printed however they are asked for.
-const PROPERTIES: [&str; 11] = [
+const PROPERTIES: [&str; 12] = [
     "MainPID",
     "NRestarts",
     "ExecMainPID",
@@ -177,6 +179,7 @@ const PROPERTIES: [&str; 11] = [
     "MemoryCurrent",
     "Id",
     "Names",
+    "Description",
     "LoadState",
     "ActiveState",
     "SubState",
@@ -188,8 +191,11 @@ pub(super) fn show(status: &Status, arguments: &Arguments) -> u8 {
     let asked = |property: &&str| {
         arguments.properties.is_empty() || arguments.properties.iter().any(|asked| asked == property)
     };
-    for name in &arguments.units {
+    for (at, name) in arguments.units.iter().enumerate() {
         let unit = Unit::find(status, name);
+        if at > 0 {
+            println!();
+        }
         for property in PROPERTIES.iter().filter(|property| asked(property)) {
             let value = unit.as_ref().map_or_else(|| unknown(name, property), |unit| unit.property(property));
             match value {
@@ -205,7 +211,7 @@ pub(super) fn show(status: &Status, arguments: &Arguments) -> u8 {
 /// What systemd says of a unit that it knows nothing of.
 fn unknown(unit: &str, property: &str) -> Option<String> {
     Some(match property {
-        "Id" | "Names" => full_name(unit),
+        "Id" | "Names" | "Description" => full_name(unit),
         "LoadState" => "not-found".to_owned(),
         "ActiveState" => "inactive".to_owned(),
         "SubState" => "dead".to_owned(),
@@ -246,6 +252,7 @@ mod tests {
         ] {
             let service = ServiceStatus {
                 name: "x".into(),
+                description: String::new(),
                 state: own.into(),
                 enabled: true,
                 pid: None,

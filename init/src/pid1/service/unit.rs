@@ -546,6 +546,7 @@ impl Unit {
         };
         ServiceStatus {
             name: self.name().to_owned(),
+            description: self.service.description.clone(),
             state: state.to_owned(),
             enabled: self.service.enabled,
             pid: self.pid(),
