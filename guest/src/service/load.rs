@@ -156,6 +156,7 @@ impl Loaded {
             restart: Restart::Always,
             only_if: Vec::new(),
             only_if_filled: Vec::new(),
+            only_if_absent: Vec::new(),
             ..own.clone()
         };
         let asked = [
@@ -165,6 +166,7 @@ impl Loaded {
             ("restart", own.restart == Restart::Never),
             ("only_if", own.only_if != kept.only_if),
             ("only_if_filled", own.only_if_filled != kept.only_if_filled),
+            ("only_if_absent", own.only_if_absent != kept.only_if_absent),
         ];
         for (key, _) in asked.iter().filter(|(_, asked)| *asked) {
             self.problem(

@@ -49,6 +49,8 @@ pub struct Service {
     pub only_if: Vec<PathBuf>,
     /// Folders that must all hold something; if not, the service is passed over as well.
     pub only_if_filled: Vec<PathBuf>,
+    /// Paths none of which may exist; if one does, the service is passed over as well.
+    pub only_if_absent: Vec<PathBuf>,
     /// `false`: starts only when asked for.
     pub enabled: bool,
     /// Runs (a oneshot) or starts anew (another one) when the wall clock was set forward, as envd does first after a restore.
@@ -83,6 +85,7 @@ impl Default for Service {
             after: Vec::new(),
             only_if: Vec::new(),
             only_if_filled: Vec::new(),
+            only_if_absent: Vec::new(),
             enabled: true,
             on_restore: false,
             restart: Restart::default(),

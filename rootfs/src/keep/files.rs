@@ -22,6 +22,11 @@ pub trait Files {
         Ok(self.real(path)?.is_some())
     }
 
+    /// Bytes of the regular file that `path` leads to; `None` where that is none.
+    fn size(&self, path: &str) -> Result<Option<u64>, Error> {
+        Ok(self.read(path)?.map(|bytes| bytes.len() as u64))
+    }
+
     /// Whether somebody may execute the file that `path` leads to.
     fn is_executable(&self, path: &str) -> Result<bool, Error>;
 }
@@ -50,6 +55,11 @@ impl Files for Image {
     fn is_executable(&self, path: &str) -> Result<bool, Error> {
         let found = self.find(path.as_bytes())?;
         Ok(found.is_some_and(|found| found.inode.kind == Kind::File && found.inode.mode & 0o111 != 0))
+    }
+
+    fn size(&self, path: &str) -> Result<Option<u64>, Error> {
+        let found = self.find(path.as_bytes())?;
+        Ok(found.filter(|found| found.inode.kind == Kind::File).map(|found| found.inode.size))
     }
 
     fn names(&self, directory: &str) -> Result<Vec<String>, Error> {

@@ -50,7 +50,7 @@ pub fn load(files: &impl Files, name: &str, skip: &str) -> Result<Unit, Error> {
 pub fn is_wanted(files: &impl Files, name: &str) -> Result<bool, Error> {
     for folder in UNIT_FOLDERS {
         for entry in files.names(folder)? {
-            let pulls_in = entry.ends_with(".wants") || entry.ends_with(".requires");
+            let pulls_in = [".wants", ".requires", ".upholds"].iter().any(|end| entry.ends_with(end));
             if pulls_in && files.link(&format!("{folder}/{entry}/{name}"))?.is_some() {
                 return Ok(true);
             }
@@ -84,14 +84,21 @@ fn find_exactly(files: &impl Files, name: &str) -> Result<Option<String>, Error>
     Ok(None)
 }
 
-/// By file name; of two with one name the folder that comes first wins.
+/// By file name; of two with one name the folder that comes first wins, and of folders with several names the one that fits best.
 fn drop_ins(files: &impl Files, name: &str, skip: &str) -> Result<Vec<String>, Error> {
     let kind = name.rsplit('.').next().unwrap_or_default();
     let mut found = std::collections::BTreeMap::new();
-    let template = template(name).map(|template| format!("{template}.d"));
-    for suffix in [Some(format!("{name}.d")), template, Some(format!("{kind}.d"))].into_iter().flatten() {
+    let mut names: Vec<String> = Vec::new();
+    for name in aliases(files, name)? {
+        names.extend(template(&name).into_iter().fold(prefixes(&name), |mut all, template| {
+            all.extend(prefixes(&template));
+            all
+        }));
+    }
+    names.push(kind.to_owned());
+    for name in names {
         for folder in UNIT_FOLDERS {
-            let folder = format!("{folder}/{suffix}");
+            let folder = format!("{folder}/{name}.d");
             for file in files.names(&folder)? {
                 if file.ends_with(".conf") && file != skip {
                     found.entry(file.clone()).or_insert_with(|| format!("{folder}/{file}"));
@@ -100,6 +107,46 @@ fn drop_ins(files: &impl Files, name: &str, skip: &str) -> Result<Vec<String>, E
         }
     }
     Ok(found.into_values().collect())
+}
+
+/// The unit's own name, and those of links to it for which there are drop-ins.
+fn aliases(files: &impl Files, name: &str) -> Result<Vec<String>, Error> {
+    let mut names = vec![name.to_owned()];
+    for folder in UNIT_FOLDERS {
+        for entry in files.names(folder)? {
+            let Some(other) = entry.strip_suffix(".d").filter(|other| other.contains('.')) else { continue };
+            if !names.iter().any(|known| known == other) && leads_to(files, other, name)? {
+                names.push(other.to_owned());
+            }
+        }
+    }
+    Ok(names)
+}
+
+fn leads_to(files: &impl Files, alias: &str, name: &str) -> Result<bool, Error> {
+    let mut alias = alias.to_owned();
+    for _ in 0..8 {
+        let Some(path) = find_exactly(files, &alias)? else { return Ok(false) };
+        let Some(target) = files.link(&path)? else { return Ok(false) };
+        let file = target.rsplit('/').next().unwrap_or_default();
+        if file == name {
+            return Ok(true);
+        }
+        file.clone_into(&mut alias);
+    }
+    Ok(false)
+}
+
+/// `a-b-c.service`, `a-b-.service`, `a-.service`: whose drop-ins are for all units that begin so.
+fn prefixes(name: &str) -> Vec<String> {
+    let mut names = vec![name.to_owned()];
+    let stem = name.split(['@', '.']).next().unwrap_or_default();
+    let tail = &name[stem.len()..];
+    let ends = stem.match_indices('-').map(|(at, _)| at + 1).filter(|end| *end > 1 && *end < stem.len());
+    let mut shorter: Vec<String> = ends.map(|end| format!("{}{tail}", &stem[..end])).collect();
+    shorter.reverse();
+    names.extend(shorter);
+    names
 }
 
 /// Assignments of one file. A line that ends in a backslash goes on in the next; comments between do not end it.
@@ -177,6 +224,32 @@ mod tests {
         let expected =
             [("Nice", "1"), ("UMask", "077"), ("Nice", "2")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         assert_eq!(found, expected);
+    }
+
+    /// They had no effect: a unit was turned without what its owner had changed in it.
+    #[test]
+    fn drop_ins_by_prefix_and_by_alias_count_and_the_nearest_name_wins() {
+        let drop_in = |files: FakeFiles, folder: &str, number: u32| {
+            files.file(
+                &format!("/etc/systemd/system/{folder}.d/x.conf"),
+                &format!("[Service]\nNice={number}\n"),
+            )
+        };
+        let nice = |files: &FakeFiles, name: &str| {
+            let lines = lines(load(files, name, "").unwrap());
+            lines.iter().filter(|(key, _)| key == "Nice").map(|(_, value)| value.clone()).collect::<String>()
+        };
+        let unit = || FakeFiles::default().file("/usr/lib/systemd/system/a-b-c.service", "[Service]\n");
+        let files = drop_in(drop_in(unit(), "service", 1), "a-.service", 2);
+        assert_eq!(nice(&files, "a-b-c.service"), "2");
+        let files = drop_in(files, "a-b-.service", 3);
+        assert_eq!(nice(&files, "a-b-c.service"), "3");
+        assert_eq!(nice(&drop_in(files, "a-b-c.service", 4), "a-b-c.service"), "4");
+        let alias = unit().to("/etc/systemd/system/other.service", "/usr/lib/systemd/system/a-b-c.service");
+        assert_eq!(nice(&drop_in(alias, "other.service", 5), "a-b-c.service"), "5");
+        assert_eq!(nice(&drop_in(unit(), "stranger.service", 6), "a-b-c.service"), "");
+        assert_eq!(prefixes("-.mount"), ["-.mount"]);
+        assert_eq!(prefixes("a-b@x-y.service"), ["a-b@x-y.service", "a-@x-y.service"]);
     }
 
     #[test]

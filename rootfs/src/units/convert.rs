@@ -6,7 +6,7 @@
 use super::{
     Report, Verdict,
     command::{self, Exec},
-    condition::{self, Judged},
+    condition::{self, Ask, Judged},
     enabled::Units,
     known,
     section::{Section, is_yes},
@@ -19,9 +19,6 @@ use crate::{
         unit::{self, Line, Unit},
     },
 };
-
-/// What lies there when a machine runs is not in its image.
-const VOLATILE: [&str; 5] = ["/dev/", "/proc/", "/run/", "/sys/", "/tmp/"];
 
 /// Names that are taken by services of ours.
 const RESERVED: [&str; 7] = ["envd", "relay", "seed-certs", "chrony-source", "tmp", "tmpfiles", "init"];
@@ -203,6 +200,10 @@ enum Stop {
 
 type Step = Result<(), Stop>;
 
+fn is_condition(line: &Line) -> bool {
+    line.key.starts_with("Condition") || line.key.starts_with("Assert")
+}
+
 fn lost(line: &Line, why: impl std::fmt::Display) -> Stop {
     Stop::Lost(format!("{}={}: {why}", line.key, line.value))
 }
@@ -224,9 +225,12 @@ impl<F: Files> Conversion<'_, F> {
         }
         (self.made.name, self.made.unit) = (name.to_owned(), self.name.to_owned());
         self.made.description = self.description(stem);
+        if let Err(stop) = self.conditions()? {
+            return Ok(Err(stop));
+        }
         let lines = self.section.lines.clone();
-        for line in &lines {
-            if let Err(stop) = self.line(line)? {
+        for line in lines.iter().filter(|line| !is_condition(line)) {
+            if let Err(stop) = self.line(line) {
                 return Ok(Err(stop));
             }
         }
@@ -260,25 +264,22 @@ impl<F: Files> Conversion<'_, F> {
     }
 
     /// A line that is turned by itself, dropped, or the end of it.
-    fn line(&mut self, line: &Line) -> Result<Step, Error> {
+    fn line(&mut self, line: &Line) -> Step {
         let value = match command::expand(self.name, &line.value) {
             Ok(value) => value,
             Err(_) if line.key.starts_with("Exec") || SILENT.contains(&line.key.as_str()) => {
                 line.value.clone()
             }
-            Err(error) => return Ok(Err(lost(line, error))),
+            Err(error) => return Err(lost(line, error)),
         };
         let key = line.key.as_str();
         if line.section == "Install" || SILENT.contains(&key) {
-            return Ok(Ok(()));
-        }
-        if key.starts_with("Condition") || key.starts_with("Assert") {
-            return self.condition(line, &value);
+            return Ok(());
         }
         if let Some(name) = key.strip_prefix("Limit") {
-            return Ok(self.limit(name, line, &value));
+            return self.limit(name, line, &value);
         }
-        Ok(self.key(line, &value))
+        self.key(line, &value)
     }
 
     fn key(&mut self, line: &Line, value: &str) -> Step {
@@ -358,21 +359,99 @@ impl<F: Files> Conversion<'_, F> {
         }
     }
 
-    /// What holds when the image is baked and could change goes into `only_if`.
-    fn condition(&mut self, line: &Line, value: &str) -> Result<Step, Error> {
-        let said = |how: &str| format!("{}={value}: {how}", line.key);
-        Ok(match condition::judge(self.files, &line.key, value)? {
-            Judged::Holds => Ok(()),
+    /// All of each kind have to hold; of those with a `|`, one.
+    fn conditions(&mut self) -> Result<Step, Error> {
+        for kind in ["Condition", "Assert"] {
+            let mut alternatives = Vec::new();
+            let lines = self.section.lines.clone();
+            for line in lines.iter().filter(|line| is_condition(line) && line.key.starts_with(kind)) {
+                let value = match command::expand(self.name, &line.value) {
+                    Ok(value) => value,
+                    Err(error) => return Ok(Err(lost(line, error))),
+                };
+                let (value, is_alternative) = value
+                    .strip_prefix('|')
+                    .map_or((value.as_str(), false), |value| (value.trim_start(), true));
+                let judged = condition::judge(self.files, &line.key, value)?;
+                if is_alternative {
+                    alternatives.push((line.clone(), judged));
+                } else if let Err(stop) = self.condition(line, judged) {
+                    return Ok(Err(stop));
+                }
+            }
+            if let Err(stop) = self.alternatives(alternatives)? {
+                return Ok(Err(stop));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// What could change goes into `only_if` and its kin.
+    fn condition(&mut self, line: &Line, judged: Judged) -> Step {
+        let said = |how: &str| format!("{}={}: {how}", line.key, line.value);
+        let (ask, is_all) = match judged {
+            Judged::Holds => return Ok(()),
             Judged::HoldsNow => {
                 self.dropped.push(said("holds now, and is not asked again"));
-                Ok(())
+                return Ok(());
             }
-            Judged::Asked(path) => {
+            Judged::Asked(ask) => (ask, true),
+            Judged::AskedRoughly(ask) => (ask, false),
+            Judged::Never(why) => return Err(Stop::Covered(said(why))),
+            Judged::Unknown(why) => return Err(lost(line, why)),
+        };
+        let how = match ask {
+            Ask::Exists(path) => {
                 self.made.only_if.push(path);
-                Ok(())
+                "at a start it is asked only whether that is there"
             }
-            Judged::Never(why) => Err(Stop::Covered(said(why))),
-            Judged::Unknown(why) => Err(lost(line, why)),
+            Ask::Filled(path) => {
+                self.made.only_if_filled.push(path);
+                ""
+            }
+            Ask::Absent(path) => {
+                self.made.only_if_absent.push(path);
+                "at a start it is asked only whether that is not there"
+            }
+        };
+        if !is_all {
+            self.dropped.push(said(how));
+        }
+        Ok(())
+    }
+
+    /// One that holds is enough. Which of several could hold at a start is not asked then.
+    fn alternatives(&mut self, mut alternatives: Vec<(Line, Judged)>) -> Result<Step, Error> {
+        let first = alternatives.first().cloned();
+        if alternatives.iter().any(|(_, judged)| *judged == Judged::Holds) {
+            return Ok(Ok(()));
+        }
+        alternatives.retain(|(_, judged)| !matches!(judged, Judged::Never(_)));
+        if alternatives.len() < 2 {
+            return Ok(match alternatives.pop().or(first) {
+                Some((line, judged)) => self.condition(&line, judged),
+                None => Ok(()),
+            });
+        }
+        for (line, judged) in &alternatives {
+            if self.holds_now(judged)? {
+                let how = "holds now; neither it nor another of the alternatives is asked again";
+                self.dropped.push(format!("{}={}: {how}", line.key, line.value));
+                return Ok(Ok(()));
+            }
+        }
+        Ok(Err(lost(&alternatives[0].0, "alternatives have no counterpart")))
+    }
+
+    fn holds_now(&self, judged: &Judged) -> Result<bool, Error> {
+        Ok(match judged {
+            Judged::Holds | Judged::HoldsNow => true,
+            Judged::Never(_) | Judged::Unknown(_) => false,
+            Judged::Asked(ask) | Judged::AskedRoughly(ask) => match ask {
+                Ask::Exists(path) => self.files.exists(path)?,
+                Ask::Filled(path) => !self.files.names(path)?.is_empty(),
+                Ask::Absent(path) => !condition::is_volatile(path) && !self.files.exists(path)?,
+            },
         })
     }
 
@@ -381,7 +460,7 @@ impl<F: Files> Conversion<'_, F> {
         for line in &self.section.lines {
             let asks = line.key.starts_with("Condition") && line.key.ends_with("PathExists");
             let path = line.value.as_str();
-            let volatile = VOLATILE.iter().any(|folder| path.starts_with(folder));
+            let volatile = condition::is_volatile(path);
             if asks && path.starts_with('/') && !volatile && !self.files.exists(path)? {
                 return Ok(Some(format!("{}={path}: it would not start either", line.key)));
             }
@@ -490,9 +569,13 @@ impl<F: Files> Conversion<'_, F> {
             }
         };
         self.made.keys.insert("restart", format!("\"{word}\""));
-        if let Some(pause) = self.section.get("RestartSec").and_then(milliseconds) {
+        let Some(asked) = self.section.get("RestartSec").map(str::to_owned) else { return };
+        if let Some(pause) = milliseconds(&asked) {
             let longest = pause.max(2_000);
             self.made.keys.insert("backoff", format!("{{ min_ms = {}, max_ms = {longest} }}", pause.max(10)));
+        } else {
+            self.dropped
+                .push(format!("RestartSec={asked}: it is no time that is known; pauses of 0.1 to 2 s"));
         }
     }
 
@@ -572,7 +655,11 @@ impl<F: Files> Conversion<'_, F> {
     /// No bound is longer than a shutdown can wait for.
     fn time(&mut self, key: &'static str, value: &str) {
         let bounded = milliseconds(value).filter(|time| *time > 0);
+        let is_time = milliseconds(value).is_some() || value == "infinity";
         match (key, bounded) {
+            ("start_timeout_ms", _) if !is_time => {
+                self.dropped.push(format!("TimeoutStartSec={value}: it is no time that is known; 30 s"));
+            }
             ("start_timeout_ms", time) => {
                 self.made.keys.insert(key, time.unwrap_or(0).to_string());
             }
@@ -651,6 +738,7 @@ fn milliseconds(text: &str) -> Option<u64> {
                 "m" | "min" | "minute" | "minutes" => 60_000.0,
                 "h" | "hr" | "hour" | "hours" => 3_600_000.0,
                 "d" | "day" | "days" => 86_400_000.0,
+                "w" | "week" | "weeks" => 7.0 * 86_400_000.0,
                 _ => return None,
             };
         rest = rest[end..].trim_start();

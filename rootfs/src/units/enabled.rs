@@ -93,10 +93,10 @@ fn pulled_by(files: &impl Files, asked: &str, name: &str) -> Result<Vec<String>,
         }
     }
     for name in [asked, name] {
-        for (folder, suffix) in
-            UNIT_FOLDERS.iter().flat_map(|folder| [(folder, "wants"), (folder, "requires")])
-        {
-            pulled.extend(files.names(&format!("{folder}/{name}.{suffix}"))?);
+        for folder in UNIT_FOLDERS {
+            for suffix in ["wants", "requires", "upholds"] {
+                pulled.extend(files.names(&format!("{folder}/{name}.{suffix}"))?);
+            }
         }
     }
     Ok(pulled)

@@ -83,7 +83,7 @@ pub(super) fn is_systemds_own(files: &impl Files, name: &str) -> Result<bool, Er
         return Ok(false);
     }
     for folder in files.names(OWNERS)? {
-        let pulls = folder.ends_with(".wants") || folder.ends_with(".requires");
+        let pulls = [".wants", ".requires", ".upholds"].iter().any(|end| folder.ends_with(end));
         if pulls && files.names(&format!("{OWNERS}/{folder}"))?.iter().any(|link| link == name) {
             return Ok(false);
         }

@@ -57,7 +57,11 @@ impl Section {
             let adds_up = LISTS.contains(&line.key.as_str())
                 || line.key.starts_with("Condition")
                 || line.key.starts_with("Assert");
-            if line.value.is_empty() || !adds_up {
+            // An empty condition takes back all of its kind, whatever they are about.
+            let kind = ["Condition", "Assert"].into_iter().find(|kind| line.key.starts_with(kind));
+            if let Some(kind) = kind.filter(|_| line.value.is_empty()) {
+                kept.retain(|before| !before.key.starts_with(kind));
+            } else if line.value.is_empty() || !adds_up {
                 kept.retain(|before| before.section != line.section || before.key != line.key);
             }
             if !line.value.is_empty() {

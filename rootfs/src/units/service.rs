@@ -23,6 +23,8 @@ pub(super) struct Definition {
     pub(super) limits: BTreeMap<&'static str, String>,
     pub(super) weights: BTreeMap<&'static str, String>,
     pub(super) only_if: Vec<String>,
+    pub(super) only_if_filled: Vec<String>,
+    pub(super) only_if_absent: Vec<String>,
     /// Units named by After=, Requires= and the like.
     pub(super) after: Vec<String>,
     pub(super) before: Vec<String>,
@@ -74,8 +76,14 @@ impl Definition {
             }
         }
         line("after", &list(&self.order));
-        if !self.only_if.is_empty() {
-            line("only_if", &list(&self.only_if));
+        for (key, paths) in [
+            ("only_if", &self.only_if),
+            ("only_if_filled", &self.only_if_filled),
+            ("only_if_absent", &self.only_if_absent),
+        ] {
+            if !paths.is_empty() {
+                line(key, &list(paths));
+            }
         }
         for (key, value) in &self.keys {
             line(key, value);

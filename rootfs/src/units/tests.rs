@@ -113,6 +113,59 @@ fn what_toml_has_no_keys_for_goes_through_launch() {
     assert_eq!(web.restart, guest::service::Restart::OnFailure, "nobody else would start it again");
 }
 
+/// Negations, alternatives and empty assignments of conditions were judged wrongly or lost the unit.
+#[test]
+fn conditions_go_into_the_service_as_far_as_they_can() {
+    let judged = |conditions: &str| {
+        let unit = format!("[Unit]\n{conditions}\n[Service]\nExecStart=/usr/bin/web\nRestart=no\n");
+        let found = survey(&with(image(), "web.service", &unit)).unwrap();
+        let made = verdict(&found, "web.service");
+        let service = matches!(made, Verdict::Convertible { .. }).then(|| service(&found, "web"));
+        (made, service.unwrap_or_default())
+    };
+    let paths = |paths: &[std::path::PathBuf]| format!("{paths:?}");
+    let (_, web) =
+        judged("ConditionPathExists=!/run/x\nConditionDirectoryNotEmpty=/etc/d\nConditionPathExists=/y");
+    assert_eq!(paths(&web.only_if_absent), "[\"/run/x\"]");
+    assert_eq!((paths(&web.only_if_filled), paths(&web.only_if)), ("[\"/etc/d\"]".into(), "[\"/y\"]".into()));
+    let (made, web) = judged("ConditionPathExists=|/usr/bin/gone\nConditionPathExists=|/usr/bin/check");
+    assert!(
+        matches!(made, Verdict::Convertible { dropped, .. } if dropped[0].contains("|/usr/bin/check: holds now"))
+    );
+    assert_eq!(paths(&web.only_if), "[]");
+    let (_, web) = judged("ConditionVirtualization=|container\nConditionPathExists=|/etc/one");
+    assert_eq!(paths(&web.only_if), "[\"/etc/one\"]", "the other alternative never holds");
+    let (made, _) = judged("ConditionPathExists=|/a\nConditionPathExists=|/b");
+    assert!(matches!(made, Verdict::Lost { why } if why.contains("alternatives")));
+    let (made, _) =
+        judged("ConditionVirtualization=|container\nConditionFirstBoot=|yes\nConditionPathExists=/y");
+    assert!(matches!(made, Verdict::Covered { .. }));
+    let (made, web) = judged("ConditionKernelCommandLine=word\nConditionPathExists=");
+    assert!(matches!(made, Verdict::Convertible { .. }) && web.only_if.is_empty(), "all were taken back");
+    let (made, _) = judged("ConditionFileNotEmpty=/etc/gone");
+    assert!(
+        matches!(made, Verdict::Convertible { dropped, .. } if dropped[0].contains("asked only whether"))
+    );
+}
+
+#[test]
+fn a_time_that_cannot_be_read_is_said_and_a_folder_of_upholds_pulls_in() {
+    let unit = "[Service]\nExecStart=/usr/bin/web\nRestart=always\nRestartSec=soon\nTimeoutStartSec=later\n";
+    let path = "/usr/lib/systemd/system/web.service";
+    let files =
+        image().file(path, unit).to("/etc/systemd/system/multi-user.target.upholds/web.service", path);
+    let Verdict::Convertible { dropped, .. } = verdict(&survey(&files).unwrap(), "web.service") else {
+        panic!()
+    };
+    assert_eq!(
+        dropped,
+        [
+            "TimeoutStartSec=later: it is no time that is known; 30 s",
+            "RestartSec=soon: it is no time that is known; pauses of 0.1 to 2 s"
+        ]
+    );
+}
+
 /// They were dropped without a word.
 #[test]
 fn a_file_for_the_output_is_served_and_other_places_are_said() {

@@ -278,14 +278,17 @@ impl Services {
     }
 }
 
-/// Why a service is not for this machine: a path of `only_if` that is missing, a folder of `only_if_filled` that is empty.
+/// Why a service is not for this machine: a path of `only_if` that is missing, a folder of `only_if_filled` that is empty, a path of
+/// `only_if_absent` that is there.
 fn missing(service: &Service) -> Option<String> {
     let filled = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
     let absent = service.only_if.iter().find(|path| !path.exists());
     let empty = || service.only_if_filled.iter().find(|path| !filled(path));
+    let unwanted = || service.only_if_absent.iter().find(|path| path.exists());
     absent
         .map(|path| format!("there is no {}", path.display()))
         .or_else(|| empty().map(|path| format!("there is nothing in {}", path.display())))
+        .or_else(|| unwanted().map(|path| format!("there is {}", path.display())))
 }
 
 #[cfg(test)]
@@ -293,6 +296,24 @@ mod tests {
     use guest::service::builtin;
 
     use super::*;
+
+    #[test]
+    fn a_service_is_passed_over_where_one_of_its_paths_is_not_as_it_should_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let here = folder.path().to_owned();
+        let not_here = || vec![here.join("no")];
+        let why = |service: Service| missing(&service).unwrap_or_default();
+        let only_if_absent = vec![here.join("no"), here.clone()];
+        assert_eq!(
+            why(Service { only_if_absent, ..Service::default() }),
+            format!("there is {}", here.display())
+        );
+        assert_eq!(why(Service { only_if_absent: not_here(), ..Service::default() }), "");
+        assert!(why(Service { only_if: not_here(), ..Service::default() }).starts_with("there is no "));
+        assert!(
+            why(Service { only_if_filled: vec![here.clone()], ..Service::default() }).contains("nothing in")
+        );
+    }
 
     #[test]
     fn envds_wrapper_is_not_killed_while_envd_may_still_end() {
