@@ -34,7 +34,7 @@ use crate::service_name;
 /// An order that is not carried out by then is answered with an error, where the service's own bounds leave it no longer.
 const GOAL_BOUND: Duration = Duration::from_secs(30);
 /// What the end of a run may take beyond its bound.
-const AFTER_KILL: Duration = Duration::from_secs(10);
+const AFTER_KILL: Duration = Duration::from_secs(15);
 /// Orders whose answers wait; each holds a client, and there must be some left for those that only ask.
 const MAX_GOALS: usize = 24;
 
@@ -221,7 +221,10 @@ impl Machine {
         let name = &goal.service;
         let Some(unit) = self.services.find(name) else { return Some(error("failed", "it is gone")) };
         let outcome = match goal.wanted {
-            Wanted::Stopped => unit.is_down().then_some(Reply::Done),
+            Wanted::Stopped => unit.is_down().then(|| match unit.unkillable() {
+                None => Reply::Done,
+                Some(pid) => error("failed", format!("its process {pid} does not end, even by SIGKILL")),
+            }),
             Wanted::Started { run, since } => self.outcome_of_start(unit, run, since),
         };
         let late = || goal.until.is_some_and(|at| at <= now());

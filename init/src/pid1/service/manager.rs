@@ -210,6 +210,8 @@ impl Services {
     pub(in crate::pid1) fn reaped(&mut self, death: Reaped, world: World<'_>) {
         if let Some(index) = self.units.iter().position(|unit| unit.pid() == Some(death.pid)) {
             self.died(index, death, world);
+        } else {
+            self.units.iter_mut().any(|unit| unit.is_gone_after_all(death.pid));
         }
     }
 
@@ -234,6 +236,7 @@ impl Services {
         for unit in &mut self.units {
             if unit.deadline().is_some_and(|at| at <= world.now) {
                 unit.look_whether_drained(world);
+                unit.look_whether_gone(world);
                 unit.event(Event::Tick, world);
             }
         }

@@ -5,6 +5,7 @@
 //! | waiting | none | everything in `after` has settled → the machine's `Start` |
 //! | the machine's states | as [`guest::supervise`] has them | |
 //! | draining | main one dead, others left in its cgroup or below it | they are dead too, or a bound → the machine's `Exited` |
+//! | killed | alive after SIGKILL, since the kernel holds it | reaped → draining; a bound → left to itself, the machine's `Exited` |
 //!
 //! Draining means that a restart never meets what the last run left behind, and that "restarted" is told only when the old
 //! one is wholly gone.
@@ -41,6 +42,9 @@ use crate::pid1::machine::tokens;
 const READ: usize = 16 * 1024;
 /// What is left in a service's cgroup is killed, and waited for this long.
 const DRAIN: Duration = Duration::from_secs(3);
+/// Who is not gone so long after its SIGKILL waits in the kernel for something that may never come. It does nothing of its own
+/// any more, so that another one is started beside it, in the same cgroup, as systemd does.
+const GONE_AFTER_KILL: Duration = Duration::from_secs(10);
 
 /// Which of a unit's descriptors an event is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +73,8 @@ struct Process {
     lines: [Lines; 2],
     oom_kills: u64,
     group_entered: bool,
+    /// When it is given up, once it was killed.
+    gone_by: Option<Moment>,
 }
 
 /// The main process is dead; the rest of its cgroup is ending.
@@ -98,6 +104,8 @@ pub(in crate::pid1) struct Unit {
     machine: Machine,
     process: Option<Process>,
     draining: Option<Draining>,
+    /// The process of a run before this that does not end, even by SIGKILL.
+    unkillable: Option<i32>,
     probe: Probe,
     tail: Tail,
     last_exit: Option<ExitReport>,
@@ -133,6 +141,7 @@ impl Unit {
             index,
             process: None,
             draining: None,
+            unkillable: None,
             probe: Probe::default(),
             tail: Tail::default(),
             last_exit: None,
@@ -227,10 +236,9 @@ impl Unit {
     }
 
     pub(in crate::pid1) fn deadline(&self) -> Option<Moment> {
-        [self.machine.deadline(), self.draining.as_ref().map(|draining| draining.until)]
-            .into_iter()
-            .flatten()
-            .min()
+        let drained = self.draining.as_ref().map(|draining| draining.until);
+        let gone = self.process.as_ref().and_then(|process| process.gone_by);
+        [self.machine.deadline(), drained, gone].into_iter().flatten().min()
     }
 
     /// Hands an event to the machine and does what it says.
@@ -248,6 +256,9 @@ impl Unit {
             Action::Spawn => Some(self.spawn(world)),
             Action::Signal(signal) => {
                 self.signal(signal, world);
+                if let (Signal::SIGKILL, Some(process)) = (signal, &mut self.process) {
+                    process.gone_by = Some(world.now + GONE_AFTER_KILL);
+                }
                 None
             }
             Action::Probe => Some(if self.probe.is_ready(&self.service.readiness) {
@@ -346,6 +357,7 @@ impl Unit {
             lines: [Lines::default(), Lines::default()],
             oom_kills: world.tree.oom_kills(&group).unwrap_or(0),
             group_entered: true,
+            gone_by: None,
         };
         self.process = Some(process);
     }
@@ -492,6 +504,31 @@ impl Unit {
         } else {
             self.end(success, world);
         }
+    }
+
+    pub(in crate::pid1) fn unkillable(&self) -> Option<i32> {
+        self.unkillable
+    }
+
+    /// To be called when the deadline has come.
+    pub(super) fn look_whether_gone(&mut self, world: World<'_>) {
+        let Some(process) = self.process.take_if(|process| process.gone_by.is_some_and(|at| at <= world.now))
+        else {
+            return;
+        };
+        let (name, pid) = (self.name(), process.pid);
+        warn!("{name} (pid {pid}) does not end, even by SIGKILL: the kernel holds it; it is left to itself");
+        self.unkillable = Some(pid);
+        self.end(false, world);
+    }
+
+    /// Whether it was this one's that had been given up.
+    pub(super) fn is_gone_after_all(&mut self, pid: i32) -> bool {
+        let gone = self.unkillable.take_if(|unkillable| *unkillable == pid).is_some();
+        if gone {
+            info!("{} (pid {pid}), which was left to itself, has ended", self.name());
+        }
+        gone
     }
 
     /// To be called after something was reaped and when the deadline has come.
