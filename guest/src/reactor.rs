@@ -17,7 +17,7 @@ use nix::{
     errno::Errno,
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-        signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+        signal::{SigmaskHow, Signal, sigprocmask},
         signalfd::{SfdFlags, SignalFd},
     },
 };
@@ -25,6 +25,7 @@ use nix::{
 use crate::{
     clock::{Moment, now},
     rest::Rest,
+    sys,
 };
 
 /// What the caller registered a descriptor under.
@@ -89,9 +90,16 @@ pub struct Ready {
 /// A signal and who sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
-    pub signal: Signal,
+    pub number: i32,
     pub pid: u32,
     pub uid: u32,
+}
+
+impl Received {
+    /// A real-time signal has no name.
+    pub fn signal(self) -> Option<Signal> {
+        Signal::try_from(self.number).ok()
+    }
 }
 
 #[derive(Debug)]
@@ -126,7 +134,12 @@ impl Drop for Watched {
 impl Reactor {
     /// Blocks `signals` for this process and takes them as events from now on.
     pub fn new(signals: &[Signal]) -> Result<Self, ReactorError> {
-        let set: SigSet = signals.iter().copied().collect();
+        Self::with_signals(&signals.iter().map(|signal| *signal as i32).collect::<Vec<_>>())
+    }
+
+    /// As [`Reactor::new`], with signals by their numbers, real-time ones among them.
+    pub fn with_signals(numbers: &[i32]) -> Result<Self, ReactorError> {
+        let set = sys::signal_set(numbers);
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None).map_err(failed("block signals"))?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .map_err(failed("make a signalfd"))?;
@@ -191,9 +204,8 @@ impl Reactor {
 
     fn take_signals(&self, events: &mut Vec<Event>) {
         while let Ok(Some(info)) = self.signals.read_signal() {
-            if let Ok(signal) = Signal::try_from(info.ssi_signo as i32) {
-                events.push(Event::Signal(Received { signal, pid: info.ssi_pid, uid: info.ssi_uid }));
-            }
+            let number = info.ssi_signo as i32;
+            events.push(Event::Signal(Received { number, pid: info.ssi_pid, uid: info.ssi_uid }));
         }
     }
 }

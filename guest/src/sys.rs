@@ -51,6 +51,17 @@ pub fn reset_signals() {
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
 
+/// A set of signals by their numbers: nix knows none for real-time signals. What is no signal is left out.
+pub fn signal_set(numbers: &[i32]) -> nix::sys::signal::SigSet {
+    let mut set = *nix::sys::signal::SigSet::empty().as_ref();
+    for number in numbers {
+        // SAFETY: the pointer is to a live set that was emptied; a number out of range is refused.
+        unsafe { libc::sigaddset(&raw mut set, *number) };
+    }
+    // SAFETY: the set was made by the C library's own calls.
+    unsafe { nix::sys::signal::SigSet::from_sigset_t_unchecked(set) }
+}
+
 /// Which side of a [`fork`] one is on.
 #[derive(Debug)]
 pub enum Fork {

@@ -144,7 +144,9 @@ impl World {
             .unwrap();
         let mut world = Self { root, console: pty.master, outer, pid: 0 };
         world.pid = until("the namespace's first process", || world.find_pid());
-        until("the control socket", || world.status().ok());
+        // It answers before it knows of all services.
+        let begun = |status: &Status| status.stages.iter().any(|stage| stage.name == "services");
+        until("the services", || world.status().ok().filter(begun));
         world
     }
 
@@ -224,6 +226,13 @@ impl World {
 
     fn wait_log(&self, text: &str) {
         until(text, || self.log().contains(text).then_some(()));
+    }
+
+    /// What a machine that is down has left on its console.
+    fn console(&self) -> String {
+        let mut bytes = vec![0; 1 << 16];
+        let count = nix::unistd::read(&self.console, &mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
     }
 
     /// Waits until the machine is down.
@@ -616,13 +625,89 @@ fn a_second_request_is_final_at_once() {
 }
 
 #[test]
-fn ctrl_alt_del_and_term_bring_it_down() {
-    for signal in ["INT", "TERM", "USR1", "USR2"] {
-        let world = World::boot(&[]);
+fn signals_of_the_kernel_busybox_and_systemd_bring_it_down() {
+    // The last three are systemd's: SIGRTMIN+3, +4 and +5.
+    for (signal, kind) in [
+        ("INT", "reboot"),
+        ("TERM", "reboot"),
+        ("USR1", "halt"),
+        ("USR2", "power-off"),
+        ("37", "halt"),
+        ("38", "power-off"),
+        ("39", "reboot"),
+    ] {
+        let mut world = World::boot(&[]);
         world.sh(&format!("kill -{signal} 1"));
-        let (status, _) = world.down();
+        let status = until("the machine is down", || world.outer.try_wait().unwrap());
         assert!(status.signal().is_some(), "{signal}: {status:?}");
+        let told = world.console();
+        assert!(told.contains(&format!("going down for {kind}: ")), "{signal}: {told}");
     }
+}
+
+/// A group of an old hierarchy of the machine's own, for what the new one does not do. Dropped, it lets go of whom it holds.
+struct OldGroup(PathBuf);
+
+impl OldGroup {
+    fn with(controller: &str, pid: i32) -> Option<Self> {
+        let group = Self(format!("/sys/fs/cgroup/{controller}/pid1-{pid}").into());
+        fs::create_dir(&group.0).ok()?;
+        group.set("cgroup.procs", &pid.to_string());
+        Some(group)
+    }
+
+    fn set(&self, file: &str, value: &str) {
+        fs::write(self.0.join(file), value).unwrap();
+    }
+}
+
+impl Drop for OldGroup {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("freezer.state"), "THAWED");
+        let begin = Instant::now();
+        while fs::remove_dir(&self.0).is_err() && begin.elapsed() < BOUND {
+            sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Whoever waits in the kernel for a disk that does not answer dies of no signal. The old freezer does that to a process.
+#[test]
+fn a_service_that_not_even_sigkill_ends_does_not_keep_the_next_from_starting() {
+    let text = "command = ['/bin/sleep', '1000']\nrestart = 'always'\nstop_timeout_ms = 100\n";
+    let world = World::boot(&[("stuck", text)]);
+    let first = world.wait_state("stuck", "running").pid.unwrap();
+    let outside = fs::read_to_string(format!("/proc/{0}/task/{0}/children", world.pid)).unwrap();
+    let is_first = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with(&format!("\t{first}")))
+    };
+    let outside = outside.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_first).unwrap();
+    let Some(freezer) = OldGroup::with("freezer", outside) else {
+        return println!("(needs the old freezer)");
+    };
+    freezer.set("freezer.state", "FROZEN");
+    assert_eq!(world.tool("systemctl restart stuck"), (String::new(), 0));
+    world.wait_log("does not end, even by SIGKILL");
+    let second = running(&world, "stuck").unwrap();
+    assert_ne!(first, second);
+    drop(freezer);
+    world.wait_log("which was left to itself, has ended");
+    assert_eq!(world.service("stuck").pid, Some(second));
+}
+
+/// The machine went down with what was not written yet.
+#[test]
+fn without_a_child_that_unmounts_the_disks_are_synced_all_the_same() {
+    let mut world = World::boot(&[]);
+    let Some(group) = OldGroup::with("pids", world.pid) else {
+        return println!("(needs the old hierarchy of pids)");
+    };
+    group.set("pids.max", "1");
+    world.ask(Op::Shutdown { kind: guest::control::ShutdownKind::Reboot }).unwrap();
+    until("the machine is down", || world.outer.try_wait().unwrap());
+    let told = world.console();
+    assert!(told.contains("file systems are synced and not unmounted: "), "{told}");
 }
 
 #[test]
@@ -658,7 +743,26 @@ fn the_tools_answer_as_systemctl_does() {
         ("systemctl stop nope", "Failed to stop nope.service: Unit nope.service not loaded.", 5),
         ("systemctl status nope", "Unit nope.service could not be found.", 4),
         ("runlevel", "N 3", 0),
-        ("shutdown 12:00", "shutdown: 12:00: only `now` is supported by envd-init", 2),
+        (
+            "shutdown 12:00",
+            "shutdown: 12:00: only `now` is supported by envd-init, where nothing keeps a time",
+            2,
+        ),
+        (
+            "shutdown +1 bye",
+            "shutdown: +1: only `now` is supported by envd-init, where nothing keeps a time",
+            2,
+        ),
+        (
+            "reboot -w",
+            "reboot: -w only writes a record of users, which envd-init does not keep; nothing is done",
+            1,
+        ),
+        (
+            "shutdown -c",
+            "shutdown: there is nothing to cancel: nothing is ever scheduled, and what has begun is not stopped",
+            1,
+        ),
     ];
     for (line, text, code) in table {
         assert_eq!(world.tool(line), (text.to_owned(), code), "{line}");

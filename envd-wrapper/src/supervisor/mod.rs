@@ -125,7 +125,9 @@ impl Supervisor {
             self.tell_lateness();
             for wake in wakes {
                 match wake {
-                    Wake::Signal(received) => self.on_signal(received.signal),
+                    Wake::Signal(received) => {
+                        received.signal().into_iter().for_each(|signal| self.on_signal(signal));
+                    }
                     Wake::Io(ready) if ready.token >= keep::TOKENS => {
                         let calls = self.keep.as_mut().map(|keep| keep.ready(ready, &self.reactor));
                         self.answer(calls.unwrap_or_default());

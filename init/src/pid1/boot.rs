@@ -109,7 +109,7 @@ fn own_stdio() {
 fn reactor() -> Reactor {
     let mut told = false;
     loop {
-        match Reactor::new(&SIGNALS) {
+        match Reactor::with_signals(&SIGNALS) {
             Ok(reactor) => return reactor,
             Err(why) if !told => error!("{why}; trying again"),
             Err(_) => {}

@@ -1,8 +1,9 @@
 //! The end: what may block is done by a child ([`unmount_all`]), and the machine goes down by the deadline in any case.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, thread, time::Duration};
 
 use guest::{
+    clock::now,
     cmdline::Cmdline,
     control::ShutdownKind,
     spawn::{self, Output, Program},
@@ -21,9 +22,36 @@ use super::reap;
 pub(crate) const UNMOUNT: &str = "unmount-all";
 /// Kernel interfaces hold no data, and the control socket lives in one of them to the end.
 const KEPT: [&str; 5] = ["/proc", "/sys", "/dev", "/run", "/"];
+/// What is mounted below those and holds no data either. Anything else there is somebody's disk.
+const WITHOUT_DATA: [&str; 22] = [
+    "autofs",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "fusectl",
+    "hugetlbfs",
+    "mqueue",
+    "nsfs",
+    "proc",
+    "pstore",
+    "ramfs",
+    "rpc_pipefs",
+    "securityfs",
+    "sysfs",
+    "tmpfs",
+    "tracefs",
+];
+/// A sync that no child makes is given this long.
+const SYNC: Duration = Duration::from_secs(2);
 
-/// Starts the child. Its number comes back; `None` where there can be none.
-pub(super) fn start_unmounting() -> Option<i32> {
+/// Starts the child. Its number comes back.
+pub(super) fn start_unmounting() -> Result<i32, String> {
     let program = Program {
         path: "/proc/self/exe".into(),
         name: Some("init".into()),
@@ -31,7 +59,25 @@ pub(super) fn start_unmounting() -> Option<i32> {
         output: Output::Null,
         ..Program::default()
     };
-    spawn::spawn(&program).map(|spawned| spawned.pid.as_raw()).ok()
+    spawn::spawn(&program).map(|spawned| spawned.pid.as_raw()).map_err(|error| error.to_string())
+}
+
+/// Writes to the disks what is not there yet, within a bound: there is no child that does, and the machine goes down next. A
+/// thread that a dead disk holds for ever is no reason to stay.
+pub(super) fn sync() {
+    let until = now() + SYNC;
+    match thread::Builder::new().name("sync".to_owned()).spawn(nix::unistd::sync) {
+        Ok(syncing) => {
+            while !syncing.is_finished() && now() < until {
+                thread::sleep(Duration::from_millis(2));
+            }
+            if !syncing.is_finished() {
+                warn!("the disks do not take all that is to be written, within {} s", SYNC.as_secs());
+            }
+        }
+        // Where there can be neither, what is not written yet is worth more than an end in time.
+        Err(_) => nix::unistd::sync(),
+    }
 }
 
 /// Syncs, unmounts in reverse order, remounts the root read-only and syncs again. Anything here may block. The answer is the
@@ -48,25 +94,31 @@ pub(crate) fn unmount_all() -> u8 {
     outcome.err().map_or(0, |errno| errno as u8)
 }
 
-/// Says how the child has ended, where that is not well.
-pub(super) fn tell_unmounted(death: Reaped) {
+/// Says how the child has ended, where that is not well. False: it has not even synced.
+pub(super) fn tell_unmounted(death: Reaped) -> bool {
     if death.by_signal {
         warn!("file systems were not all unmounted: {}", reap::signal_name(death.status));
+    } else if death.status == spawn::EXEC_FAILED {
+        warn!("file systems were not unmounted: the program for it could not be executed");
     } else if death.status != 0 {
         let why = Errno::from_raw(death.status);
         warn!("the root file system could not be made read-only: {}; it was synced", why.desc());
     }
+    !death.by_signal && death.status != spawn::EXEC_FAILED
 }
 
 /// Mount points to be unmounted, the last mounted first.
 fn targets(mountinfo: &str) -> Vec<PathBuf> {
-    let points = mountinfo.lines().rev().filter_map(|line| Some(unescape(line.split(' ').nth(4)?)));
-    points.filter(|point| !is_kept(point)).map(PathBuf::from).collect()
+    let mounts = mountinfo.lines().rev().filter_map(|line| {
+        let kind = line.split_once(" - ").map_or("", |(_, rest)| rest).split(' ').next()?;
+        Some((unescape(line.split(' ').nth(4)?), kind))
+    });
+    mounts.filter(|(point, kind)| !is_kept(point, kind)).map(|(point, _)| PathBuf::from(point)).collect()
 }
 
-fn is_kept(point: &str) -> bool {
-    KEPT.contains(&point)
-        || KEPT[..4].iter().any(|kept| point.strip_prefix(kept).is_some_and(|rest| rest.starts_with('/')))
+fn is_kept(point: &str, kind: &str) -> bool {
+    let below = |kept: &&str| point.strip_prefix(*kept).is_some_and(|rest| rest.starts_with('/'));
+    KEPT.contains(&point) || WITHOUT_DATA.contains(&kind) && KEPT[..4].iter().any(below)
 }
 
 /// The kernel writes blanks and backslashes of a name in octal.
@@ -89,9 +141,13 @@ fn unescape(text: &str) -> String {
 
 /// Ends the machine.
 pub(super) fn go_down(kind: ShutdownKind, cmdline: &Cmdline) {
-    let reset_only = cfg!(target_arch = "x86_64") && resets_by_keyboard(cmdline);
-    let Err(why) = reboot(mode(kind, reset_only));
+    let Err(why) = reboot(way_down(kind, cmdline));
     error!("the kernel refuses to go down: {}", why.desc());
+}
+
+/// What the kernel of this machine is to be asked for.
+pub(crate) fn way_down(kind: ShutdownKind, cmdline: &Cmdline) -> RebootMode {
+    mode(kind, cfg!(target_arch = "x86_64") && resets_by_keyboard(cmdline))
 }
 
 /// Firecracker on x86 knows only the reset: power-off and halt would leave it running for ever.
@@ -118,9 +174,12 @@ mod tests {
         let table = "1 0 254:0 / / rw - ext4 /dev/vda rw\n2 1 0:5 / /dev rw - devtmpfs d rw\n\
             3 2 0:6 / /dev/pts rw - devpts d rw\n4 1 0:7 / /run rw - tmpfs t rw\n5 1 0:8 / /data rw - ext4 e rw\n\
             6 5 0:9 / /data/in\\040ner rw - nfs n rw\n7 4 0:9 / /etc/ssl/certs rw - tmpfs t rw\n\
-            8 1 0:10 / /runner rw - tmpfs t rw\n";
+            8 1 0:10 / /runner rw - tmpfs t rw\n9 4 254:16 / /run/media/disk rw shared:7 - ext4 /dev/vdb rw\n\
+            10 4 0:11 / /run/lock rw - tmpfs t rw\n11 2 254:0 /etc/x /dev/x rw - ext4 /dev/vda rw\n";
         let found = targets(table);
-        assert_eq!(found, ["/runner", "/etc/ssl/certs", "/data/in ner", "/data"].map(PathBuf::from));
+        let disks = ["/dev/x", "/run/media/disk"].map(PathBuf::from);
+        assert_eq!(found[..2], disks, "what is below them and holds data goes as well");
+        assert_eq!(found[2..], ["/runner", "/etc/ssl/certs", "/data/in ner", "/data"].map(PathBuf::from));
     }
 
     #[test]

@@ -60,9 +60,21 @@ pub(super) mod tokens {
     }
 }
 
-/// Signals that mean something to PID 1; all others have no effect on it.
-pub(super) const SIGNALS: [Signal; 5] =
-    [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
+/// What systemd's tools and hypervisors send: SIGRTMIN+3, +4 and +5, counted from the C library's first, as they count.
+const REAL_TIME: [(i32, ShutdownKind); 3] =
+    [(37, ShutdownKind::Halt), (38, ShutdownKind::Poweroff), (39, ShutdownKind::Reboot)];
+
+/// Signals that mean something to PID 1, by number; all others have no effect on it.
+pub(super) const SIGNALS: [i32; 8] = [
+    Signal::SIGCHLD as i32,
+    Signal::SIGINT as i32,
+    Signal::SIGTERM as i32,
+    Signal::SIGUSR1 as i32,
+    Signal::SIGUSR2 as i32,
+    REAL_TIME[0].0,
+    REAL_TIME[1].0,
+    REAL_TIME[2].0,
+];
 
 /// Turns with events in a row by which a step of the boot is put off.
 const MOST_PUT_OFF: u32 = 16;
@@ -210,21 +222,23 @@ impl Machine {
         }
     }
 
-    /// busybox's meanings; ctrl-alt-del (INT) is also systemd's. Only root can send them.
+    /// busybox's meanings and systemd's, of which INT is ctrl-alt-del. Only root can send them.
     fn signal(&mut self, received: Received) {
-        let kind = match received.signal {
-            Signal::SIGCHLD => {
+        let real_time = REAL_TIME.iter().find(|(number, _)| *number == received.number);
+        let kind = match (received.signal(), real_time) {
+            (Some(Signal::SIGCHLD), _) => {
                 self.more_orphans = true;
                 return;
             }
-            Signal::SIGINT | Signal::SIGTERM => ShutdownKind::Reboot,
-            Signal::SIGUSR1 => ShutdownKind::Halt,
-            Signal::SIGUSR2 => ShutdownKind::Poweroff,
+            (Some(Signal::SIGINT | Signal::SIGTERM), _) => ShutdownKind::Reboot,
+            (Some(Signal::SIGUSR1), _) => ShutdownKind::Halt,
+            (Some(Signal::SIGUSR2), _) => ShutdownKind::Poweroff,
+            (_, Some((_, kind))) => *kind,
             _ => return,
         };
         let whom =
             if received.pid == 0 { "the kernel".to_owned() } else { format!("process {}", received.pid) };
-        self.begin_shutdown(kind, &format!("{} from {whom}", received.signal));
+        self.begin_shutdown(kind, &format!("{} from {whom}", reap::signal_name(received.number)));
     }
 
     /// Supervised processes first, then a batch of orphans.
@@ -247,7 +261,9 @@ impl Machine {
     fn reaped(&mut self, death: Reaped) {
         if self.unmounting == Some(death.pid) {
             self.unmounted = true;
-            finish::tell_unmounted(death);
+            if !finish::tell_unmounted(death) {
+                self.unmounting = None;
+            }
             return;
         }
         self.orphans += 1;
@@ -385,10 +401,13 @@ impl Machine {
                 self.signal_all(Signal::SIGCONT);
             }
             Action::KillAll => self.signal_all(Signal::SIGKILL),
-            Action::Unmount => {
-                self.unmounting = finish::start_unmounting();
-                self.unmounted = self.unmounting.is_none();
-            }
+            Action::Unmount => match finish::start_unmounting() {
+                Ok(pid) => self.unmounting = Some(pid),
+                Err(why) => {
+                    warn!("file systems are synced and not unmounted: {why}");
+                    self.unmounted = true;
+                }
+            },
             Action::Reboot(kind) => self.go_down(kind),
         }
     }
@@ -413,9 +432,13 @@ impl Machine {
         }
         info!("{}", kind_name(kind));
         log::flush();
+        if self.unmounting.is_none() {
+            finish::sync();
+        }
         finish::go_down(kind, &self.cmdline);
         // The kernel refused; the next request tries again.
         self.shutdown = None;
+        (self.unmounting, self.unmounted) = (None, false);
         self.services.stay_up();
     }
 

@@ -10,7 +10,8 @@
 //!   [`control`]);
 //! * nothing waits but the [reactor](guest::reactor): no child, no socket, no console is waited for;
 //! * a fault that is no panic (a memory fault, an abort) executes the program anew, with the same number;
-//! * what must block ([`finish`]: sync and unmount) is done by a child, inside a deadline.
+//! * what must block ([`finish`]: sync and unmount) is done by a child, inside a deadline, or where there can be none by a
+//!   thread, as the last thing of all.
 
 mod boot;
 mod cgroups;
@@ -39,7 +40,7 @@ use std::{
 use nix::fcntl::OFlag;
 use tracing::error;
 
-pub(crate) use finish::{UNMOUNT, unmount_all};
+pub(crate) use finish::{UNMOUNT, unmount_all, way_down};
 
 /// A turn of the loop that fails is followed by this pause, so that a fault that stays does not eat the CPU.
 const AFTER_A_FAULT: Duration = Duration::from_millis(100);

@@ -96,7 +96,11 @@ fn act(words: &[String], arguments: &Arguments) -> ExitCode {
 
 /// Said twice, `--force` asks the kernel itself.
 fn down(arguments: &Arguments, kind: ShutdownKind) -> ExitCode {
-    if arguments.force > 1 { power::at_once(kind, false) } else { power::request("systemctl", kind) }
+    if arguments.force > 1 {
+        power::at_once("systemctl", kind, false)
+    } else {
+        power::request("systemctl", kind)
+    }
 }
 
 /// Nothing was asked for, which went well; and nothing of it is active or has failed.
