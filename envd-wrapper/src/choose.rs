@@ -10,18 +10,16 @@
 //! can put a file, a file is root's doing whoever owns it: updaters move uploads there. A link out of it is worth what it leads
 //! to. Where others can write `/usr/bin` itself the machine is theirs anyway: that is told, and envd runs.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::facts::{Kind, Known};
+use guest::trust::{self, ByFolder, FOLDERS, Look, Owned};
 
-/// Folders that are searched, in order.
-const FOLDERS: [&str; 2] = ["/usr/bin", "/usr/local/bin"];
-const WRITABLE_BY_GROUP: u32 = 0o020;
-const WRITABLE_BY_OTHERS: u32 = 0o002;
+use crate::facts::{Kind, Known};
 
 /// Where to look.
 #[derive(Debug, Default)]
@@ -238,30 +236,36 @@ impl Candidate {
         let real = |path: &Path| fs::canonicalize(path).map_err(Refusal::Unreadable);
         let folder = real(self.path.parent().unwrap_or(Path::new("/")))?;
         let file = real(&self.path)?;
-        let is_link = file.parent() != Some(&folder);
-        match changeable_by_others(if is_link { &file } else { &folder }) {
-            Some(path) if !folder.starts_with(&path) => Err(Refusal::Untrusted { path }),
-            doubtful => Ok(doubtful),
+        let Ok(verdict) = trust::by_folder(&Root, &folder, &file);
+        match verdict {
+            ByFolder::Runs => Ok(None),
+            ByFolder::RunsAlthough(path) => Ok(Some(path)),
+            ByFolder::Refused(path) => Err(Refusal::Untrusted { path }),
         }
     }
 }
 
 /// The file or the last folder on its way that somebody else than root can write.
 fn changeable_by_others(path: &Path) -> Option<PathBuf> {
-    let real = fs::canonicalize(path).ok()?;
-    let guarded = |part: &Path| fs::metadata(part).is_ok_and(|meta| is_roots_alone(&meta));
-    real.ancestors().find(|part| !guarded(part)).map(Path::to_path_buf)
+    let Ok(found) = trust::changeable_by_others(&Root, &fs::canonicalize(path).ok()?);
+    found
 }
 
-/// In root's own group nobody is but root: images that run as any user have all of it writable to that group.
-fn is_roots_alone(meta: &fs::Metadata) -> bool {
-    let others = if meta.gid() == 0 { WRITABLE_BY_OTHERS } else { WRITABLE_BY_OTHERS | WRITABLE_BY_GROUP };
-    meta.uid() == 0 && meta.permissions().mode() & others == 0
+/// The files that are there.
+struct Root;
+
+impl Look for Root {
+    type Error = Infallible;
+
+    fn look(&self, path: &Path) -> Result<Option<Owned>, Infallible> {
+        let owned = |meta: fs::Metadata| Owned { uid: meta.uid(), gid: meta.gid(), mode: meta.mode() };
+        Ok(fs::metadata(path).ok().map(owned))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::Permissions;
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt};
 
     use super::*;
 

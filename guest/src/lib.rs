@@ -36,4 +36,5 @@ pub mod sys;
 pub mod sysusers;
 pub mod tmpfiles;
 pub mod toml;
+pub mod trust;
 pub mod words;

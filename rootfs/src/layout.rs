@@ -1,10 +1,13 @@
 //! What kind of image this is: machine, /usr merged or not, init, package manager, where its envd is.
 
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
+
+use guest::trust::{self, ByFolder, Look, Owned};
 use serde::Serialize;
 
 use crate::{
     elf::{Elf, Machine},
-    ext4::{self, Image, Inode, Kind},
+    ext4::{self, Image, Kind, Located},
     keep::recognise::recognise,
     tree,
 };
@@ -14,9 +17,6 @@ type Result<T> = std::result::Result<T, ext4::Error>;
 /// Programs that tell an image's machine, in this order.
 const WITNESSES: &[&str] =
     &["/bin/sh", "/bin/bash", "/bin/busybox", "/usr/bin/env", "/lib/systemd/systemd", "/sbin/init"];
-
-/// Folders in which envd is looked for, in this order.
-const ENVD_FOLDERS: &[&str] = &["/usr/bin", "/usr/local/bin"];
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Layout {
@@ -115,7 +115,7 @@ fn os_name(image: &Image) -> Result<Option<String>> {
 
 /// A real program called `envd` comes before an `envd.real` beside it: an updater writes to `envd`.
 fn envd(image: &Image) -> Result<Option<EnvdFound>> {
-    for folder in ENVD_FOLDERS {
+    for folder in trust::FOLDERS {
         let (plain, real) = (format!("{folder}/envd"), format!("{folder}/envd.real"));
         if is_envd(image, &plain)? {
             return Ok(Some(EnvdFound { path: plain, shim: None }));
@@ -142,21 +142,31 @@ pub fn is_wrapper(bytes: &[u8]) -> bool {
     bytes.len() <= 4 << 20 && memchr::memmem::find(bytes, WRAPPER_MARK).is_some()
 }
 
-/// Whether envd at this path may run as root without being pinned, as the wrapper judges it: in /usr/bin, where only root can put
-/// a file (the platform makes envd itself mode 0777 there), or where it and its folders are root's alone. The platform's
-/// provisioning makes all of /usr/local writable to everybody, perhaps after us.
+/// Whether the wrapper runs envd at this path without a pin, by the one rule of both. The platform's provisioning makes all of
+/// /usr/local writable to everybody, perhaps after us.
 pub fn runs_unpinned(image: &Image, path: &str) -> Result<bool> {
     if path.starts_with("/usr/local/") {
         return Ok(false);
     }
     let Some(found) = image.find(path.as_bytes())? else { return Ok(true) };
-    let others = |inode: &Inode| inode.uid != 0 || inode.permissions() & 0o022 != 0;
-    let mut at: &[u8] = &found.real;
-    while at != b"/" {
-        at = tree::parent(at);
-        if others(&image.locate(at)?.inode) {
-            return Ok(false);
-        }
+    let file = Path::new(OsStr::from_bytes(&found.real));
+    if tree::parent(path.as_bytes()) != trust::FOLDERS[0].as_bytes() {
+        return Ok(trust::changeable_by_others(image, file)?.is_none());
     }
-    Ok(tree::parent(path.as_bytes()) == b"/usr/bin" || !others(&found.inode))
+    let folder = image.locate(trust::FOLDERS[0].as_bytes())?.real;
+    let verdict = trust::by_folder(image, Path::new(OsStr::from_bytes(&folder)), file)?;
+    Ok(!matches!(verdict, ByFolder::Refused(_)))
+}
+
+impl Look for Image {
+    type Error = ext4::Error;
+
+    fn look(&self, path: &Path) -> Result<Option<Owned>> {
+        let found = self.find(path.as_os_str().as_bytes())?;
+        Ok(found.map(|Located { inode, .. }| Owned {
+            uid: inode.uid,
+            gid: inode.gid,
+            mode: u32::from(inode.permissions()),
+        }))
+    }
 }

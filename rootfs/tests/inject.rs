@@ -203,6 +203,26 @@ fn an_envd_of_the_platform_is_not_pinned_and_may_be_swapped() {
     assert!(verified.status.success(), "{}", said(&verified));
 }
 
+/// The tool pinned what the wrapper runs unpinned, and the platform's swap of it was then refused.
+#[test]
+fn what_the_wrapper_runs_by_itself_is_not_pinned_and_a_link_to_what_others_can_write_is() {
+    let pinned = |more: Vec<Entry>| {
+        let bench = Bench::new();
+        let mut entries = debian(true);
+        entries.extend(more);
+        let out = bench.inject(&bench.image("base", &entries), "out.ext4", &[]);
+        Image::open(&out).expect("opens").find(b"/etc/envd-init/config.toml").expect("looked up").is_some()
+    };
+    let folder = |path: &str, mode: u32| Entry { mode, ..dir(path) };
+    let program = |path: &str| program(path, elf(X86_64, "envd of the platform"));
+    assert!(!pinned(vec![folder("./usr/bin", 0o775), program("./usr/bin/envd")]), "root's own group");
+    assert!(!pinned(vec![folder("./", 0o777), program("./usr/bin/envd")]), "the machine is theirs anyway");
+    let elsewhere =
+        |mode| vec![folder("./opt", mode), program("./opt/envd"), link("./usr/bin/envd", "/opt/envd")];
+    assert!(!pinned(elsewhere(0o755)));
+    assert!(pinned(elsewhere(0o777)));
+}
+
 const STEPS: [&str; 6] = ["copy", "check-base", "write", "check", "flush", "publish"];
 
 #[test]
