@@ -75,6 +75,11 @@ impl Settings {
         }
     }
 
+    /// From TERM to KILL, when envd is to end.
+    pub(crate) fn stop_bound(&self) -> Duration {
+        Duration::from_millis(self.config.envd.stop_timeout_ms)
+    }
+
     /// Time between two liveness checks; `None`: off.
     pub(crate) fn liveness_interval(&self) -> Option<Duration> {
         let interval = self.config.envd.liveness_interval_ms;

@@ -11,8 +11,9 @@
 //! ```
 //!
 //! Exit codes: 0 stopped on request, 1 nothing could be supervised, 2 wrong usage, 3 (`--check`, `envd -version`) no envd that may
-//! run.
+//! run, 4 another wrapper supervises envd here.
 
+mod alone;
 mod args;
 mod choose;
 mod cleanup;
@@ -41,6 +42,8 @@ use tracing::error;
 const USAGE: u8 = 2;
 /// There is no envd that may run, and nobody waits until there is.
 const NOTHING_TO_RUN: u8 = 3;
+/// Another wrapper supervises envd here.
+const NOT_ALONE: u8 = 4;
 
 /// The program, under the names `envd-wrapper` and `envd`.
 pub fn main() -> ExitCode {
@@ -61,6 +64,18 @@ pub fn main() -> ExitCode {
 
 fn run(settings: Settings) -> ExitCode {
     shim::leave_envds_name();
+    // Before anything is touched that the other one may own.
+    let alone = match alone::claim(settings.stop_bound()) {
+        Ok(alone) => alone,
+        Err(taken) => {
+            eprintln!("envd-wrapper: {taken}");
+            return ExitCode::from(NOT_ALONE);
+        }
+    };
+    supervise(settings, &alone)
+}
+
+fn supervise(settings: Settings, alone: &alone::Alone) -> ExitCode {
     // Nothing is opened for the log before envd has started.
     guest::log::begin("wrapper");
     // Our own PID 1 would take it for more to log, and has read the same configuration.
@@ -69,6 +84,7 @@ fn run(settings: Settings) -> ExitCode {
         guest::log::mirror_on_stderr(!keep::has_service());
         settings.tell_problems();
     }
+    alone.tell();
     guest::log::set_debug(settings.config.log.debug);
     match supervisor::Supervisor::new(settings).and_then(supervisor::Supervisor::run) {
         Ok(()) => ExitCode::SUCCESS,

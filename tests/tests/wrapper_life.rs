@@ -297,3 +297,74 @@ fn at_rest_the_wrapper_sleeps_but_for_two_wakeups_a_check() {
     let woken = switches() - before;
     assert!((4..=13).contains(&woken), "{woken} wake-ups in five checks");
 }
+
+/// Starts one more wrapper, as a plain program.
+const ANOTHER: &str = "setsid \"$0\" run --config \"$1\" --envd \"$2\" >/dev/null 2>&1 </dev/null &";
+
+/// A shell script in the cell in which `$0` is the wrapper, `$1` its configuration and `$2` envd.
+fn script(cell: &Cell, script: &str) -> std::process::Output {
+    let at = |name: &str| cell.folder().join(name).display().to_string();
+    let words = [at("lib/envd-wrapper"), at("config.toml"), at("bin/envd")].join(" ");
+    cell.try_sh(&format!("timeout 60 sh -c '{script}' {words}")).unwrap()
+}
+
+/// Started by hand, it ended the running envd's port forwards, took its control socket and fought for its port.
+#[test]
+fn a_second_wrapper_says_who_supervises_and_touches_nothing() {
+    let cell = cell("", "");
+    cell.wait("envd is healthy").unwrap();
+    let (envd, wrapper) = (cell.envd().unwrap(), cell.sh("pidof envd-wrapper").unwrap());
+    let join =
+        "echo 0 >/sys/fs/cgroup/socats/cgroup.procs; setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $!";
+    let forward = cell.sh(&format!("sh -c '{join}'")).unwrap();
+    let log = cell.ring().unwrap();
+    for more in ["", "--port 5 -- -port 5"] {
+        let output = script(&cell, &format!("\"$0\" run --config \"$1\" --envd \"$2\" {more}"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        let who = format!("envd-wrapper: another envd-wrapper (pid {wrapper}) supervises envd here: ");
+        assert!(said.starts_with(&who) && output.stdout.is_empty(), "{said}");
+    }
+    cell.sh(&format!("kill -0 {forward}")).unwrap();
+    assert_eq!((cell.envd().unwrap(), cell.health().unwrap()), (envd, 204));
+    assert_eq!(cell.status().unwrap()["envd"]["pid"].as_u64(), Some(envd.into()), "its control socket");
+    assert_eq!(cell.ring().unwrap(), log);
+}
+
+/// A cell in which nothing is supervised yet.
+fn idle(switches: &str, settings: &str) -> Cell {
+    let wrapper = paths::guest_bin("envd-wrapper").unwrap();
+    let builder = Cell::builder().unwrap().stand_in("bin/envd", switches).unwrap();
+    let builder = builder.file("config.toml", &format!("[envd]\n{settings}"));
+    builder.program(&wrapper, "lib/envd-wrapper").unwrap().run("sleep", &["1000"]).unwrap()
+}
+
+/// A restart by whoever does not wait for the first one's end.
+#[test]
+fn a_wrapper_that_is_ending_is_waited_for() {
+    let cell = idle("ignore-term = yes\n", IMPATIENT);
+    script(&cell, ANOTHER);
+    cell.wait("envd is healthy").unwrap();
+    let (envd, wrapper) = (cell.envd().unwrap(), cell.sh("pidof envd-wrapper").unwrap());
+    script(&cell, &format!("kill -TERM {wrapper}; {ANOTHER}"));
+    cell.other_envd(envd).unwrap();
+    cell.wait_nth("envd is healthy", 2).unwrap();
+}
+
+/// In a container that is another's in all but its network, there is an envd of its own.
+#[test]
+fn a_wrapper_in_a_network_of_its_own_is_no_rival() {
+    let cell = cell("", "");
+    cell.wait("envd is healthy").unwrap();
+    script(&cell, &ANOTHER.replace("setsid", "setsid unshare --net"));
+    cell.wait_nth("envd started", 2).unwrap();
+}
+
+#[test]
+fn where_run_cannot_be_written_envd_runs_all_the_same_and_that_is_said() {
+    let cell = idle("", "");
+    cell.sh("mount -t tmpfs -o ro tmpfs /run").unwrap();
+    script(&cell, ANOTHER);
+    cell.wait("/run/envd-init/wrapper.lock cannot be locked .Read-only file system").unwrap();
+    cell.wait("envd is healthy").unwrap();
+}

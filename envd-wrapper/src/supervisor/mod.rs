@@ -307,7 +307,7 @@ fn policy(settings: &Settings) -> Policy {
             bound: (every / 2).clamp(SLOW, LONGEST_CHECK),
             failing_for: window,
         }),
-        stop_bound: Duration::from_millis(config.stop_timeout_ms),
+        stop_bound: settings.stop_bound(),
         dump_bound: Some(DUMP_BOUND),
         ..Policy::default()
     }
