@@ -1,9 +1,10 @@
 //! The client's side of `sd_notify`: how a service tells its supervisor, systemd or our PID 1, how it is.
 //!
-//! One datagram of `KEY=VALUE` lines to the socket in `NOTIFY_SOCKET`. Nothing here blocks: a supervisor that does not read
-//! loses the message.
+//! One datagram of `KEY=VALUE` lines to the socket in `NOTIFY_SOCKET`. Nothing here blocks: where a supervisor's queue is full, the
+//! message is refused, and [`Notifier::await_room`] has a reactor tell when to send it again.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
@@ -24,10 +25,14 @@ pub struct Notifier {
 impl Notifier {
     /// The supervisor that the environment names; `None` where there is none.
     pub fn from_environment() -> Option<Self> {
-        let name = std::env::var(VARIABLE).ok()?;
+        Self::to(&std::env::var(VARIABLE).ok()?)
+    }
+
+    /// The supervisor at a socket: a path, or `@` and an abstract name.
+    pub fn to(name: &str) -> Option<Self> {
         let address = match name.strip_prefix('@') {
             Some(abstract_name) => SocketAddr::from_abstract_name(abstract_name).ok()?,
-            None => SocketAddr::from_pathname(&name).ok()?,
+            None => SocketAddr::from_pathname(name).ok()?,
         };
         let socket = UnixDatagram::unbound().ok()?;
         socket.set_nonblocking(true).ok()?;
@@ -37,6 +42,18 @@ impl Notifier {
     /// Sends lines of `KEY=VALUE`.
     pub fn send(&self, message: &str) -> io::Result<()> {
         self.socket.send_to_addr(message.as_bytes(), &self.address).map(drop)
+    }
+
+    /// From now on it is ready for writing when there is room in the supervisor's queue: the kernel tells that of a socket which is
+    /// connected, and of another only whether its own buffer has room.
+    pub fn await_room(&self) -> io::Result<()> {
+        self.socket.connect_addr(&self.address)
+    }
+}
+
+impl AsFd for Notifier {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use tests::{Cell, paths};
+use std::os::unix::net::UnixDatagram;
+
+use tests::{Cell, paths, wait};
 
 /// Short, so that a test takes seconds; what is guarded is the order of things, not their times.
 const IMPATIENT: &str = "start_timeout_ms = 1500\nstop_timeout_ms = 500\n";
@@ -367,4 +369,25 @@ fn where_run_cannot_be_written_envd_runs_all_the_same_and_that_is_said() {
     script(&cell, ANOTHER);
     cell.wait("/run/envd-init/wrapper.lock cannot be locked .Read-only file system").unwrap();
     cell.wait("envd is healthy").unwrap();
+}
+
+/// A supervisor that was busy while envd became healthy would end it for never being ready.
+#[test]
+fn readiness_is_told_as_soon_as_a_busy_supervisor_takes_messages_again() {
+    let builder = Cell::builder().unwrap().stand_in("bin/envd", "").unwrap();
+    let path = builder.folder().join("notify.sock");
+    let supervisor = UnixDatagram::bind(&path).unwrap();
+    supervisor.set_nonblocking(true).unwrap();
+    let other = UnixDatagram::unbound().unwrap();
+    other.set_nonblocking(true).unwrap();
+    while other.send_to(b"STATUS=busy", &path).is_ok() {}
+    let builder = builder.environment("NOTIFY_SOCKET", path.to_str().unwrap());
+    let cell = builder.supervise("bin/envd", "").unwrap();
+    cell.wait("envd is healthy").unwrap();
+    let mut buffer = [0; 8192];
+    let mut is_told = || {
+        let count = supervisor.recv(&mut buffer).unwrap_or(0);
+        Ok(String::from_utf8_lossy(&buffer[..count]).lines().any(|line| line == "READY=1").then_some(()))
+    };
+    wait::until("READY=1", wait::BOUND, &mut is_told).unwrap();
 }

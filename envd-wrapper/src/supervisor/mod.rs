@@ -43,6 +43,7 @@ const STDERR: Token = 3;
 const PROBE: Token = 4;
 const CONSOLE: Token = 5;
 const VERSION: Token = 6;
+const REPORT: Token = 7;
 
 /// Signals that end us; every other one is taken and passed over, never passed on (HUP would kill a Go program).
 const ENDING: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
@@ -138,6 +139,7 @@ impl Supervisor {
             self.on_time();
             self.settle_orders();
             self.watch_console();
+            self.reporter.watch(&self.reactor, REPORT);
         }
         info!("envd was stopped on request");
         guest::log::drain_console(LAST_WORDS);
@@ -210,6 +212,7 @@ impl Supervisor {
             STDOUT | STDERR => self.drain(token),
             PROBE => self.advance_probe(),
             CONSOLE => guest::log::flush(),
+            REPORT => self.reporter.send(),
             VERSION => self.question.iter_mut().for_each(Question::read),
             _ => {}
         }
