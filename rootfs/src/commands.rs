@@ -80,6 +80,9 @@ fn build(args: &Build) -> Result<()> {
 fn make(base: &Path, args: &GeometryArgs, reserve_mib: u64, workdir: &Workdir) -> Result<(Input, Tools)> {
     let given = source_date_epoch()?;
     let source = read_source(base, workdir, given)?;
+    for note in &source.notes {
+        say(&format!("warning: {note}"));
+    }
     let tools = Tools::new(workdir.path(), build::epoch(&source, given));
     let geometry =
         Geometry { size_mib: args.size, label: Some(args.label.clone()), uuid: args.uuid, reserve_mib };

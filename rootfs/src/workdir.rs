@@ -15,7 +15,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
@@ -260,17 +260,30 @@ fn parent_folder(path: &Path) -> &Path {
     }
 }
 
+/// What an image keeps from others (/etc/shadow, keys) lies in plain files while it is made.
+const PRIVATE: u32 = 0o700;
+
 /// The folder may vanish between opening and locking it, when the run before ends: then it is made anew.
 fn acquire(path: &Path, folder: &Path, waiting: impl FnOnce()) -> Result<File> {
     let mut waiting = Some(waiting);
     loop {
-        match fs::create_dir(path) {
+        match fs::DirBuilder::new().mode(PRIVATE).create(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(Error::NotWritable { folder: folder.to_owned(), source: error });
             }
             _ => (),
         }
-        let Ok(handle) = File::open(path) else { continue };
+        let handle = match File::open(path) {
+            Ok(handle) => handle,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => {
+                return Err(Error::Io {
+                    what: "open the folder of another run,",
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
         if flock(&handle, FlockOperation::NonBlockingLockExclusive).is_err() {
             if let Some(say) = waiting.take() {
                 say();
@@ -283,6 +296,9 @@ fn acquire(path: &Path, folder: &Path, waiting: impl FnOnce()) -> Result<File> {
         }
         let held = handle.metadata().map_err(io_error("look at", path))?;
         if fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino())) {
+            // An older version's was open to all.
+            let private = fs::Permissions::from_mode(PRIVATE);
+            handle.set_permissions(private).map_err(io_error("make private", path))?;
             return Ok(handle);
         }
     }

@@ -250,6 +250,60 @@ fn a_folder_is_built_as_it_is() {
     assert_eq!(image.locate(b"/sock").expect("there").inode.kind, rootfs::ext4::Kind::Socket);
 }
 
+/// A folder of a normal user's became a `/` that he can write, and one of mktemp's a `/` that only root can enter.
+#[test]
+fn the_root_of_an_image_is_roots_whoever_owns_the_folder_and_that_is_said() {
+    for (mode, expected, is_said) in
+        [(0o775, 0o755, !rustix_is_root()), (0o777, 0o755, true), (0o700, 0o755, true)]
+    {
+        let bench = Bench::new();
+        let tree = bench.path("tree");
+        fs::create_dir(&tree).expect("made");
+        fs::write(tree.join("file"), "f").expect("written");
+        fs::set_permissions(&tree, fs::Permissions::from_mode(mode)).expect("set");
+        let out = bench.path("f.ext4");
+        let built = bench
+            .rootfs()
+            .arg("build")
+            .arg(&tree)
+            .args(["--size", "16", "-o"])
+            .arg(&out)
+            .output()
+            .expect("runs");
+        assert!(built.status.success(), "{}", said(&built));
+        assert_eq!(
+            said(&built).contains("in the image / is root's, with mode 0755"),
+            is_said,
+            "{}",
+            said(&built)
+        );
+        let root = rootfs::ext4::Image::open(&out).expect("opens").locate(b"/").expect("there").inode;
+        assert_eq!((root.uid, root.gid), (0, 0));
+        assert_eq!(root.permissions(), if is_said { expected } else { mode as u16 });
+    }
+}
+
+/// What an image keeps from others was open to all of this host while it was baked.
+#[test]
+fn nobody_else_sees_into_a_bake() {
+    let bench = Bench::new();
+    let out = bench.path("out.ext4");
+    let left = bench.path(".out.ext4.baking");
+    fs::create_dir(&left).expect("made");
+    fs::set_permissions(&left, fs::Permissions::from_mode(0o755)).expect("set");
+    let tar = bench.tar("a.tar", &[dir("./"), file("./secret", "s")]);
+    let killed = bench
+        .rootfs()
+        .env("ROOTFS_TEST_KILL_AT", "flush")
+        .args(["build", "--size=16", "--out"])
+        .arg(&out)
+        .arg(&tar)
+        .output()
+        .expect("runs");
+    assert!(!killed.status.success());
+    assert_eq!(fs::metadata(&left).expect("left").permissions().mode() & 0o777, 0o700);
+}
+
 #[test]
 fn what_does_not_fit_names_the_size_that_would() {
     let bench = Bench::new();

@@ -11,6 +11,8 @@ use std::{
     path::Path,
 };
 
+use guest::trust::Owned;
+
 use super::{Contents, Error, Source, Wanted};
 use crate::{ext4::Kind, hash, tree};
 use sha2::{Digest, Sha256};
@@ -29,6 +31,7 @@ pub fn scan(folder: &Path, latest: Option<i64>) -> Result<Source> {
         contents: Contents::new(),
         links: Vec::new(),
         sha256: String::new(),
+        notes: Vec::new(),
     };
     let mut shared: HashMap<(u64, u64), Vec<Vec<u8>>> = HashMap::new();
     let mut todo = vec![b"/".to_vec()];
@@ -45,9 +48,33 @@ pub fn scan(folder: &Path, latest: Option<i64>) -> Result<Source> {
         }
         source.contents.insert(path, wanted(&host, &meta, latest)?);
     }
+    own_root(&mut source);
     source.links = groups(shared);
     source.sha256 = digest(&source)?;
     Ok(source)
+}
+
+/// The folder itself is somebody's of this host. As the root of a machine that would give the machine to him, or keep all but
+/// root out.
+fn own_root(source: &mut Source) {
+    let folder = source.folder.display().to_string();
+    if let Some(root) = source.contents.get_mut(b"/".as_slice()) {
+        let owned = Owned { uid: root.uid, gid: root.gid, mode: u32::from(root.mode) };
+        if !owned.is_roots_alone() || root.gid != 0 || root.mode & 0o555 != 0o555 {
+            source.notes.push(format!(
+                "{folder} is {}:{}'s, with mode {:04o}: in the image / is root's, with mode 0755",
+                root.uid, root.gid, root.mode
+            ));
+            (root.uid, root.gid, root.mode) = (0, 0, 0o755);
+            root.xattrs.clear();
+        }
+    }
+    if let Some(usr) = source.contents.get(b"/usr".as_slice()).filter(|usr| usr.uid != 0) {
+        source.notes.push(format!(
+            "{folder}/usr belongs to {}, and in the image too: a folder is taken as it is; a tar keeps the owners that it was made with",
+            usr.uid
+        ));
+    }
 }
 
 fn groups(shared: HashMap<(u64, u64), Vec<Vec<u8>>>) -> Vec<Vec<Vec<u8>>> {

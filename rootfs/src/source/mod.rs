@@ -64,6 +64,8 @@ pub struct Source {
     pub links: Vec<Vec<Vec<u8>>>,
     /// SHA-256 of the tar, or of the list of a directory's contents.
     pub sha256: String,
+    /// What was not taken as it is, for people.
+    pub notes: Vec<String>,
 }
 
 impl Source {

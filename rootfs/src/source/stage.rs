@@ -41,7 +41,7 @@ pub fn unpack(input: impl Read + Send + 'static, folder: &Path, latest: Option<i
     stage.set_times()?;
     let sha256 = archive.into_inner().finish();
     let links = stage.links.into_iter().filter(|group| group.len() > 1).collect();
-    Ok(Source { folder: folder.to_owned(), contents: stage.contents, links, sha256 })
+    Ok(Source { folder: folder.to_owned(), contents: stage.contents, links, sha256, notes: Vec::new() })
 }
 
 struct Stage<'a> {
