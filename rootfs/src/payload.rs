@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::{
     diversions,
     elf::{self, Elf, Machine},
-    ext4::{self, Image},
+    ext4::{self, Image, Kind},
     keep::files::Files,
     manifest::{HOME, SAVED},
     plan::{self, Content, Existing, Item, Plan, What},
@@ -95,17 +95,20 @@ pub fn native_links(plan: &mut Plan, image: &Image) -> Result<()> {
         }
     }
     let mut found = Vec::new();
-    for path in ["/usr/bin/systemctl", "/bin/systemctl"] {
-        if image.find_link(path.as_bytes())?.is_some() {
-            found.push(path);
+    for path in [SAVED_SYSTEMCTL, "/bin/systemctl"] {
+        if let Some(there) = image.find_link(path.as_bytes())? {
+            found.push((there.inode.kind == Kind::Link, path));
         }
     }
-    // The first one is kept under the name the shim knows; in an image with none the shim still serves the platform's builder.
+    // Where one is a link to the other, it is the program that has to be found.
+    found.sort_by_key(|(is_link, _)| *is_link);
+    // In an image with none the shim still serves the platform's builder.
     if found.is_empty() {
-        found.push(SAVED_SYSTEMCTL);
+        found.push((false, SAVED_SYSTEMCTL));
     }
-    for (index, path) in found.into_iter().enumerate() {
-        let save_as = (index == 0).then(|| SAVED_SYSTEMCTL.to_owned());
+    // The first one is kept under the name the shim knows.
+    for ((_, path), name) in found.into_iter().zip([SAVED_SYSTEMCTL, "/bin/systemctl"]) {
+        let save_as = Some(name.to_owned());
         let what = What::Link { target: INIT.into() };
         plan.push(Item { path: path.into(), what, existing: Existing::Save, save_as });
     }

@@ -198,7 +198,19 @@ impl Resolved {
         let name = item.save_as.as_ref().map_or(real, |name| name.as_bytes());
         let wanted = [manifest::SAVED.as_bytes(), name].concat();
         let parent = self.need_dir(image, tree::parent(&wanted), 0o755)?;
-        Ok(tree::join(&parent, tree::name(&wanted)))
+        let wanted = tree::join(&parent, tree::name(&wanted));
+        // What an earlier revert left there stays: debugfs would make a second entry of the same name.
+        let mut place = wanted.clone();
+        let mut number = 0;
+        while image.find_link(&place)?.is_some() || self.saves_to(&place) {
+            number += 1;
+            place = [&wanted[..], format!(".{number}").as_bytes()].concat();
+        }
+        Ok(place)
+    }
+
+    fn saves_to(&self, place: &[u8]) -> bool {
+        self.files.iter().any(|file| file.displaced.as_ref().is_some_and(|(_, at)| at == place))
     }
 
     /// The real path of a directory, which is noted down to be made where it is missing.
@@ -227,19 +239,20 @@ impl Resolved {
     /// Fails when the image has no room for the plan.
     pub fn require_space(&self, image: &Image) -> Result<()> {
         let block = u64::from(image.superblock.block_size);
-        let mut blocks = SLACK_BLOCKS + self.dirs.len() as u64;
+        let cluster = image.superblock.blocks_per_cluster;
+        let whole = |blocks: u64| blocks.next_multiple_of(cluster);
+        let mut blocks = whole(SLACK_BLOCKS) + self.dirs.len() as u64 * cluster;
         for file in &self.files {
-            blocks += match &file.what {
-                What::File { content: Content::Bytes(bytes), .. } => (bytes.len() as u64).div_ceil(block) + 1,
+            let bytes = match &file.what {
+                What::File { content: Content::Bytes(bytes), .. } => bytes.len() as u64,
                 What::File { content: Content::Host(path), .. } => {
                     let meta = fs::metadata(path);
-                    let meta =
-                        meta.map_err(|source| Error::Host { what: "read", path: path.clone(), source })?;
-                    meta.len().div_ceil(block) + 1
+                    meta.map_err(|source| Error::Host { what: "read", path: path.clone(), source })?.len()
                 }
-                What::Link { target } => u64::from(target.len() >= 60),
-                What::Dir { .. } => 1,
+                What::Link { target } if target.len() >= 60 => 1,
+                What::Link { .. } | What::Dir { .. } => continue,
             };
+            blocks += whole(bytes.div_ceil(block) + 1);
         }
         let inodes = (self.dirs.len() + self.files.len()) as u64;
         let (free, free_inodes) =

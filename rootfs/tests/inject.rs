@@ -203,6 +203,60 @@ fn an_envd_of_the_platform_is_not_pinned_and_may_be_swapped() {
     assert!(verified.status.success(), "{}", said(&verified));
 }
 
+/// Saved was the link, which led back to ours: what ours does not know it handed to itself for ever.
+#[test]
+fn of_two_systemctls_the_program_is_kept_for_the_shim_and_not_a_link_to_it() {
+    for target in ["/bin/systemctl", "../../bin/systemctl", "/gone", "/usr/lib/envd-init/init"] {
+        let bench = Bench::new();
+        let mut entries = debian(false);
+        entries.push(link("./usr/bin/systemctl", target));
+        let base = bench.image("base", &entries);
+        let out = bench.inject(&base, "out.ext4", &[]);
+        let saved = "/usr/lib/envd-init/saved/usr/bin/systemctl";
+        assert_eq!(read(&out, saved), elf(X86_64, "systemctl of the image"), "{target}");
+        for path in ["/bin/systemctl", "/usr/bin/systemctl"] {
+            assert_eq!(leads_to(&out, path), "/usr/lib/envd-init/init");
+        }
+        bench.same(&base, &bench.revert(&out, "reverted.ext4"));
+    }
+}
+
+/// A file that an earlier revert left there was joined by one of the same name.
+#[test]
+fn what_lies_among_the_saved_files_already_stays_beside_what_is_saved_now() {
+    let bench = Bench::new();
+    let mut entries = debian(true);
+    let folders = ["", "/saved", "/saved/usr", "/saved/usr/sbin"];
+    entries.extend(folders.map(|folder| dir(format!("./usr/lib/envd-init{folder}"))));
+    entries.push(file("./usr/lib/envd-init/saved/usr/sbin/init", "left"));
+    let base = bench.image("base", &entries);
+    let out = bench.inject(&base, "out.ext4", &[]);
+    assert_clean(&out);
+    assert_eq!(read(&out, "/usr/lib/envd-init/saved/usr/sbin/init"), b"left");
+    bench.same(&base, &bench.revert(&out, "reverted.ext4"));
+}
+
+/// The smallest that a file can take there is a cluster: what did not fit failed half-way, with another code.
+#[test]
+fn space_is_counted_in_clusters_where_the_filesystem_has_them() {
+    let bench = Bench::new();
+    let mut entries = debian(true);
+    entries.push(file("./filler", vec![1; 5 << 20]));
+    let options = ["-t", "ext4", "-b", "4096", "-m", "0", "-N", "2048", "-O", "bigalloc", "-C", "262144"];
+    let base = bench.foreign_image("clusters", &entries, &options);
+    let full = bench.path("full.ext4");
+    fs::copy(&base, &full).expect("copied");
+    let free = Image::open(&full).expect("opens").superblock.available_blocks() * 4096;
+    let filler = bench.path("filler");
+    fs::write(&filler, vec![1; free.saturating_sub(4 << 20) as usize]).expect("written");
+    let script = bench.path("fill");
+    fs::write(&script, format!("write {} /more\n", filler.display())).expect("written");
+    let filled = tool("debugfs").arg("-w").arg("-f").arg(&script).arg(&full).output().expect("runs");
+    assert!(filled.status.success());
+    let refused = bench.try_inject(&full, &bench.path("out.ext4"), &[]);
+    assert_eq!(refused.status.code(), Some(8), "{}", said(&refused));
+}
+
 /// The tool pinned what the wrapper runs unpinned, and the platform's swap of it was then refused.
 #[test]
 fn what_the_wrapper_runs_by_itself_is_not_pinned_and_a_link_to_what_others_can_write_is() {

@@ -73,11 +73,14 @@ const INCOMPAT_META_BG: u32 = 0x10;
 const INCOMPAT_64BIT: u32 = 0x80;
 const INCOMPAT_INLINE_DATA: u32 = 0x8000;
 const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
+const RO_COMPAT_BIGALLOC: u32 = 0x200;
 const RO_COMPAT_ORPHAN_PRESENT: u32 = 0x1_0000;
 
 #[derive(Debug, Clone)]
 pub struct Superblock {
     pub block_size: u32,
+    /// Blocks that are given out together: 1 but with `bigalloc`.
+    pub blocks_per_cluster: u64,
     pub blocks: u64,
     pub free_blocks: u64,
     pub reserved_blocks: u64,
@@ -131,6 +134,10 @@ impl Superblock {
         uuid.copy_from_slice(&raw[0x68..0x78]);
         Self {
             block_size: 1024_u32.checked_shl(le32(raw, 0x18)).unwrap_or(0),
+            blocks_per_cluster: match le32(raw, 0x64) & RO_COMPAT_BIGALLOC {
+                0 => 1,
+                _ => 1_u64.checked_shl(le32(raw, 0x1c).saturating_sub(le32(raw, 0x18))).unwrap_or(1),
+            },
             blocks: pair(0x4, 0x150),
             free_blocks: pair(0xc, 0x158),
             reserved_blocks: pair(0x8, 0x154),

@@ -5,10 +5,11 @@
 
 mod arguments;
 mod list;
+mod own;
 mod unit_files;
 mod units;
 
-use std::{os::unix::process::CommandExt, path::Path, process::Command, process::ExitCode};
+use std::{os::unix::process::CommandExt, process::Command, process::ExitCode};
 
 use guest::{
     control::{Op, Reply, ShutdownKind, Status},
@@ -19,8 +20,6 @@ use super::{client::ask, power};
 use arguments::Arguments;
 use units::{State, Unit};
 
-/// The image's own systemctl.
-const SAVED: &str = "/usr/lib/envd-init/saved/usr/bin/systemctl";
 /// systemd's exit codes.
 const NOT_RUNNING: u8 = 3;
 const NO_SUCH_UNIT: u8 = 4;
@@ -266,14 +265,14 @@ fn system_state(arguments: &Arguments, status: &Status) -> u8 {
 }
 
 fn has_own_systemctl() -> bool {
-    Path::new(SAVED).exists()
+    own::program().is_some()
 }
 
 /// The image's own systemctl takes the place of this process.
 fn hand_over(words: &[String]) -> ExitCode {
-    if has_own_systemctl() {
-        let error = Command::new(SAVED).args(words).exec();
-        return fail(&format!("cannot run {SAVED}: {error}"));
+    if let Some(program) = own::program() {
+        let error = Command::new(&program).arg0("systemctl").args(words).exec();
+        return fail(&format!("cannot run {}: {error}", program.display()));
     }
     eprintln!(
         "systemctl: `{}` is not supported by envd-init, and this image has no systemctl of its own",
