@@ -69,6 +69,18 @@ fn layers_of_a_container_image_are_no_filesystem() {
     assert!(said(&output).contains("docker export"), "{}", said(&output));
 }
 
+/// They became files of that name, and what they take away was there.
+#[test]
+fn one_layer_of_a_container_image_is_no_filesystem_either() {
+    let bench = Bench::new();
+    for name in [".wh.gone", ".wh..wh..opq"] {
+        let tar = bench.tar("layer.tar", &[dir("usr"), file(format!("usr/{name}"), "")]);
+        let output = bench.rootfs().arg("build").arg(&tar).args(["-o", "out.ext4"]).output().expect("runs");
+        assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+        assert!(said(&output).contains(name) && said(&output).contains("docker export"), "{}", said(&output));
+    }
+}
+
 /// A disk of the host that fills up, before and while e2fsprogs write.
 #[test]
 fn a_full_disk_of_the_host_is_said_and_nothing_is_left() {

@@ -250,6 +250,83 @@ fn a_folder_is_built_as_it_is() {
     assert_eq!(image.locate(b"/sock").expect("there").inode.kind, rootfs::ext4::Kind::Socket);
 }
 
+/// GNU tar's own archives with --acls: they were dropped without a word.
+#[test]
+fn acls_in_words_are_kept_and_whom_the_archive_does_not_know_is_said() {
+    let bench = Bench::new();
+    let acl = |entry: Entry, key: &str, text: &str| Entry {
+        pax: vec![(format!("SCHILY.acl.{key}").into_bytes(), text.as_bytes().to_vec())],
+        ..entry
+    };
+    let text = "user::rw-\nuser:web:r--\nuser:stranger:r--\ngroup::r--\nmask::r--\nother::---\n";
+    let tar = bench.tar(
+        "acl.tar",
+        &[
+            dir("./"),
+            acl(file("./file", "f"), "access", text),
+            acl(dir("./folder"), "default", "user::rwx\ngroup::r-x\nother::---\n"),
+            acl(file("./plain", "p"), "access", "user::rw-\ngroup::r--\nother::r--\n"),
+            dir("./etc"),
+            file("./etc/passwd", "web:x:33:33::/:/bin/sh\n"),
+        ],
+    );
+    let out = bench.path("acl.ext4");
+    let built = bench.rootfs().args(["build", "--size=16", "-o"]).arg(&out).arg(&tar).output().expect("runs");
+    assert!(built.status.success(), "{}", said(&built));
+    assert!(said(&built).contains("the ACL of /file names `stranger`"), "{}", said(&built));
+    assert_clean(&out);
+    let image = rootfs::ext4::Image::open(&out).expect("opens");
+    let xattrs = |path: &[u8]| image.xattrs(&image.locate(path).expect("there").inode).expect("read");
+    let access = &xattrs(b"/file")[b"system.posix_acl_access".as_slice()];
+    assert_eq!((access.len(), &access[12..20]), (4 + 5 * 8, &[2, 0, 4, 0, 33, 0, 0, 0][..]));
+    assert!(xattrs(b"/folder").contains_key(b"system.posix_acl_default".as_slice()));
+    assert!(xattrs(b"/plain").is_empty(), "its mode says it all");
+}
+
+/// Labels and lists of names ended the run as entries of an unknown type.
+#[test]
+fn a_whole_incremental_archive_of_gnu_tar_is_built_and_a_later_step_of_one_is_refused() {
+    for format in ["gnu", "posix"] {
+        let bench = Bench::new();
+        let tree = bench.path("tree");
+        fs::create_dir_all(tree.join("a/b")).expect("made");
+        fs::write(tree.join("a/one"), "1").expect("written");
+        let dump = |name: &str| {
+            let mut command = std::process::Command::new("tar");
+            command.args(["--format", format, "-V", "a label", "-g"]).arg(bench.path("state"));
+            assert!(
+                command
+                    .arg("-cf")
+                    .arg(bench.path(name))
+                    .arg("-C")
+                    .arg(&tree)
+                    .arg(".")
+                    .status()
+                    .expect("tar")
+                    .success()
+            );
+            let out = bench.path("i.ext4");
+            bench
+                .rootfs()
+                .args(["build", "--size=16", "-o"])
+                .arg(&out)
+                .arg(bench.path(name))
+                .output()
+                .expect("runs")
+        };
+        let whole = dump("whole.tar");
+        assert!(whole.status.success(), "{format}: {}", said(&whole));
+        let image = rootfs::ext4::Image::open(&bench.path("i.ext4")).expect("opens");
+        let mut names: Vec<_> = rootfs::tree::read(&image).expect("read").into_keys().collect();
+        names.retain(|name| name != b"/lost+found");
+        assert_eq!(names, [&b"/"[..], b"/a", b"/a/b", b"/a/one"]);
+        fs::write(tree.join("a/two"), "2").expect("written");
+        let step = dump("step.tar");
+        assert_eq!(step.status.code(), Some(4), "{format}");
+        assert!(said(&step).contains("incremental backup"), "{}", said(&step));
+    }
+}
+
 /// A folder of a normal user's became a `/` that he can write, and one of mktemp's a `/` that only root can enter.
 #[test]
 fn the_root_of_an_image_is_roots_whoever_owns_the_folder_and_that_is_said() {

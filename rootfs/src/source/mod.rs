@@ -3,6 +3,7 @@
 //! Both end as a folder for `mke2fs -d` and a list of what the result must be. A tar is unpacked into a folder of plain files that belong to
 //! whoever runs this; owners, modes, attributes and device nodes are in the list, and go into the image afterwards. So no root is needed.
 
+mod acl;
 mod ahead;
 mod folder;
 pub mod input;
@@ -31,6 +32,13 @@ pub enum Error {
     NoTarget { path: String, target: String },
     #[error("{0} in the tar archive is both a directory and something else")]
     Conflict(String),
+    #[error("the ACL of {0} in the tar archive cannot be understood")]
+    Acl(String),
+    #[error(
+        "{0} in the tar archive says that a file of the layer below is gone: this is one layer of a container image, not a filesystem; \
+         use `docker export` of a container (a folder that holds such names is taken as it is)"
+    )]
+    Whiteout(String),
     #[error(
         "the tar archive holds the layers of a container image, not a filesystem: use `docker export` of a container instead of \
          `docker save`"

@@ -13,8 +13,10 @@ use std::{
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
 
+use guest::accounts::Accounts;
+
 use super::{
-    Contents, Error, Source, Wanted,
+    Contents, Error, Source, Wanted, acl,
     ahead::ReadAhead,
     lossy,
     tar::{Archive, Entry, EntryKind},
@@ -23,6 +25,8 @@ use crate::{copy::write_sparse, ext4::Kind, tree};
 
 type Result<T> = std::result::Result<T, Error>;
 
+/// How the name of a file begins that a layer of a container image takes away.
+const WHITEOUT: &[u8] = b".wh.";
 const MAX_LINKS: u32 = 40;
 const CHUNK: usize = 256 << 10;
 
@@ -39,9 +43,10 @@ pub fn unpack(input: impl Read + Send + 'static, folder: &Path, latest: Option<i
         return Err(Error::Layers);
     }
     stage.set_times()?;
+    let notes = stage.translate_acls()?;
     let sha256 = archive.into_inner().finish();
     let links = stage.links.into_iter().filter(|group| group.len() > 1).collect();
-    Ok(Source { folder: folder.to_owned(), contents: stage.contents, links, sha256, notes: Vec::new() })
+    Ok(Source { folder: folder.to_owned(), contents: stage.contents, links, sha256, notes })
 }
 
 struct Stage<'a> {
@@ -83,6 +88,9 @@ impl<'a> Stage<'a> {
 
     fn add<R: Read>(&mut self, archive: &mut Archive<R>, entry: &Entry) -> Result<()> {
         let path = self.place(&entry.path, entry.mtime)?;
+        if tree::name(&path).starts_with(WHITEOUT) {
+            return Err(Error::Whiteout(lossy(&entry.path)));
+        }
         let mut wanted = self.wanted(entry);
         if wanted.kind != Kind::Dir || self.contents.get(&path).is_some_and(|old| old.kind != Kind::Dir) {
             self.make_way(&path)?;
@@ -221,6 +229,30 @@ impl<'a> Stage<'a> {
             None => self.links.push(vec![real, path.to_vec()]),
         }
         Ok(wanted)
+    }
+
+    /// Last, because the accounts may come behind the files. Returns what is to be said.
+    fn translate_acls(&mut self) -> Result<Vec<String>> {
+        let accounts = Accounts::parse(&self.text(b"/etc/passwd"), &self.text(b"/etc/group"));
+        let mut notes = Vec::new();
+        for (path, wanted) in &mut self.contents {
+            let unknown =
+                acl::translate(&mut wanted.xattrs, &accounts).map_err(|acl::Bad| Error::Acl(lossy(path)))?;
+            notes.extend(unknown.into_iter().map(|name| {
+                format!(
+                    "the ACL of {} names `{name}`, whom the archive's accounts do not have: without that entry",
+                    lossy(path)
+                )
+            }));
+        }
+        Ok(notes)
+    }
+
+    /// Of a regular file of the archive: a link could lead out of it.
+    fn text(&self, path: &[u8]) -> String {
+        let is_file = self.contents.get(path).is_some_and(|there| there.kind == Kind::File);
+        let bytes = is_file.then(|| fs::read(self.host(path)).unwrap_or_default());
+        String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
     }
 
     /// Last, because making files in a directory changes its time. (Deeper paths sort later, so backwards is right.)

@@ -3,13 +3,14 @@
 //! An archive is a sequence of 512-byte headers, each followed by contents padded to 512 bytes. A header may be preceded by others that
 //! amend it: GNU `L`/`K` (long name, long link target) or pax `x` (any key) and `g` (for all that follow). A sparse file
 //! stores its data pieces back to back, with a map of where they belong: in the header (GNU `S`), in pax keys (0.0, 0.1) or at the
-//! head of the data (1.0).
+//! head of the data (1.0). Incremental archives of GNU tar have a list of names with each folder, and perhaps a label (`V`) before all.
 
 use std::{
     collections::BTreeMap,
     io::{self, Read},
 };
 
+use super::acl;
 use crate::ext4::show;
 
 const BLOCK: usize = 512;
@@ -87,6 +88,11 @@ impl<R: Read> Archive<R> {
             match header[156] {
                 b'L' => long_name = Some(trim_nul(self.meta(size)?)),
                 b'K' => long_link = Some(trim_nul(self.meta(size)?)),
+                // The label of the archive itself.
+                b'V' => {
+                    self.left = size;
+                    self.padding = size.next_multiple_of(BLOCK as u64) - size;
+                }
                 b'x' => pax = records(&self.meta(size)?),
                 b'g' => {
                     let records = records(&self.meta(size)?);
@@ -95,6 +101,9 @@ impl<R: Read> Archive<R> {
                 _ => {
                     let mut all = self.global.clone();
                     all.append(&mut pax);
+                    if header[156] == b'D' {
+                        all.insert(DUMPED.to_vec(), self.meta(size)?);
+                    }
                     return self.entry(&header, size, long_name, long_link, &all).map(Some);
                 }
             }
@@ -194,10 +203,17 @@ impl<R: Read> Archive<R> {
             b'2' => EntryKind::Symlink(link),
             b'3' => device().map(|(major, minor)| EntryKind::Char(major, minor)).ok_or(bad)?,
             b'4' => device().map(|(major, minor)| EntryKind::Block(major, minor)).ok_or(bad)?,
-            b'5' => EntryKind::Dir,
+            b'5' | b'D' => EntryKind::Dir,
             b'6' => EntryKind::Fifo,
+            b'M' => {
+                return Err(Error::Entry(show(&path), "it goes on from another volume, which is not here"));
+            }
             _ => return Err(Error::Entry(show(&path), "its type is unknown")),
         };
+        if pax.get(DUMPED).is_some_and(|names| leaves_out(names)) {
+            let why = "files of this folder are left out, as in a later step of an incremental backup; give a whole one";
+            return Err(Error::Entry(show(&path), why));
+        }
         let mut entry = Entry {
             mode: field(100..108).unwrap_or(0o644) as u16 & 0o7777,
             uid: decimal("uid").map(|id| id as u64).or_else(|| field(108..116)).unwrap_or(0) as u32,
@@ -371,11 +387,20 @@ fn append(pax: &mut Pax, key: Vec<u8>, value: Vec<u8>) {
     pax.insert(key, value);
 }
 
+/// The list of a folder's names that `tar --listed-incremental` writes: each behind a letter, `N` where it is not in the archive.
+const DUMPED: &[u8] = b"GNU.dumpdir";
+
+fn leaves_out(names: &[u8]) -> bool {
+    names.split(|byte| *byte == 0).any(|name| name.first() == Some(&b'N'))
+}
+
+/// Attributes; ACLs under the archive's own keys, for the numbers of their names are not known yet.
 fn xattrs(pax: &Pax) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let schily = pax
-        .iter()
-        .filter_map(|(key, value)| Some((key.strip_prefix(b"SCHILY.xattr.")?.to_vec(), value.clone())));
-    schily.collect()
+    let name = |key: &[u8]| {
+        let is_acl = acl::KEYS.iter().any(|(acl, _)| *acl == key);
+        if is_acl { Some(key.to_vec()) } else { Some(key.strip_prefix(b"SCHILY.xattr.")?.to_vec()) }
+    };
+    pax.iter().filter_map(|(key, value)| Some((name(key)?, value.clone()))).collect()
 }
 
 #[cfg(test)]
