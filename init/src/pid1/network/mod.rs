@@ -154,8 +154,12 @@ impl Network {
 
     fn interface_missing(&mut self) {
         let had = self.status.link_up || !self.status.found.is_empty();
-        self.status.link_up = false;
-        self.status.found.clear();
+        self.status = control::Network {
+            wanted: self.status.wanted.take(),
+            interface: std::mem::take(&mut self.status.interface),
+            configured_by: "none".to_owned(),
+            ..control::Network::default()
+        };
         if had {
             self.configured = None; // when it comes back, it comes back empty
             self.tell(format!("{} is gone; waiting for it to come back", self.plan.interface), true);

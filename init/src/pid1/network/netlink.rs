@@ -56,6 +56,10 @@ const LOWER_UP: u32 = 0x1_0000;
 const LINK_PART: usize = 16;
 const ADDRESS_PART: usize = 8;
 const ROUTE_PART: usize = 12;
+/// The table that is looked into where no rule of somebody's leads to another.
+const MAIN: u8 = 254;
+/// Datagrams of events that are taken in one turn.
+const EVENTS: usize = 256;
 
 impl Netlink {
     /// Subscribes before anything is asked, so that no change is lost in between.
@@ -75,21 +79,22 @@ impl Netlink {
         self.events.as_fd()
     }
 
-    /// Takes in all changes; what they were is asked anew. Only that a link was down cannot be asked any more once it is up again:
+    /// Takes in the changes, in bounded number; what they were is asked anew. Only that a link was down cannot be asked any more once it is up again:
     /// the indexes of those that were.
     pub(super) fn drain_events(&self) -> Vec<u32> {
         let mut buffer = vec![0; BUFFER];
         let mut were_down = Vec::new();
-        loop {
+        for _ in 0..EVENTS {
             match recv(self.events.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(count @ 1..) => {
                     let links = Answer::all(&buffer[..count]).filter_map(|answer| link(&answer));
                     were_down.extend(links.filter(|link| !link.up).map(|link| link.index));
                 }
                 Err(Errno::ENOBUFS) => {} // some were lost, which is no loss here
-                _ => return were_down,
+                _ => break,
             }
         }
+        were_down
     }
 
     pub(super) fn links(&self) -> Result<Vec<Link>, NetlinkError> {
@@ -101,7 +106,7 @@ impl Netlink {
         self.dump("addresses", wire::GET_ADDRESS, ADDRESS_PART, |answer| address(&answer, index))
     }
 
-    /// The gateways of all IPv4 default routes.
+    /// The gateways of the IPv4 default routes that hold where no rule says otherwise.
     pub(super) fn gateways(&self) -> Result<Vec<Ipv4Addr>, NetlinkError> {
         self.dump("routes", wire::GET_ROUTE, ROUTE_PART, |answer| gateway(&answer))
     }
@@ -129,7 +134,6 @@ impl Netlink {
     }
 
     pub(super) fn add_default_route(&self, link: &Link, gateway: Ipv4Addr) -> Result<(), NetlinkError> {
-        const MAIN: u8 = 254;
         const BOOT: u8 = 3;
         const UNICAST: u8 = 1;
         let fixed = [INET, 0, 0, 0, MAIN, BOOT, 0, UNICAST, 0, 0, 0, 0];
@@ -236,7 +240,7 @@ fn address(answer: &Answer<'_>, index: u32) -> Option<Cidr> {
 
 fn gateway(answer: &Answer<'_>) -> Option<Ipv4Addr> {
     const GATEWAY: u16 = 5;
-    if answer.kind != wire::NEW_ROUTE || answer.byte(1) != 0 {
+    if answer.kind != wire::NEW_ROUTE || answer.byte(1) != 0 || answer.byte(4) != MAIN {
         return None;
     }
     let gateway = answer.attributes(ROUTE_PART).find(|(kind, _)| *kind == GATEWAY)?;
@@ -252,6 +256,18 @@ mod tests {
         let netlink = Netlink::open().unwrap();
         let links = netlink.links().unwrap();
         assert!(links.iter().any(|link| link.name == "lo"), "{links:?}");
+    }
+
+    /// A VPN's default route in a table of its own was taken for the machine's, which was then not set.
+    #[test]
+    fn only_a_default_route_of_the_main_table_is_the_machines() {
+        let gateway_of = |length: u8, table: u8| {
+            let fixed = [INET, length, 0, 0, table, 3, 0, 1, 0, 0, 0, 0];
+            let bytes = Message::new(wire::NEW_ROUTE, 0, &fixed).attribute(5, &[10, 0, 0, 1]).finish();
+            Answer::all(&bytes).find_map(|answer| gateway(&answer))
+        };
+        assert_eq!(gateway_of(0, MAIN), Some(Ipv4Addr::new(10, 0, 0, 1)));
+        assert_eq!((gateway_of(0, 100), gateway_of(24, MAIN)), (None, None));
     }
 
     #[test]
