@@ -864,7 +864,7 @@ fn a_start_is_answered_when_the_service_is_ready_and_one_that_does_not_get_so_ha
         ("start slow; [ -e /tmp/up ]", "active"),
         ("restart slow; [ -e /tmp/up ]", "active"),
         ("start once; [ -e /tmp/done ]", "inactive"),
-        ("start --no-block waits", "activating"),
+        ("start --no-block waits && ! /init/init systemctl status waits", "activating"),
     ] {
         let output = world.sh(&format!("set -e; /init/init systemctl {line}"));
         assert!(output.status.success(), "{line}: {output:?}");
@@ -890,6 +890,22 @@ fn a_start_is_answered_when_the_service_is_ready_and_one_that_does_not_get_so_ha
         matches!(&reply, Reply::Error { message, .. } if message.contains("stopped on request")),
         "{reply:?}"
     );
+}
+
+/// One that is tried again and again was told as one that the machine is still starting, for ever.
+#[test]
+fn whoever_waits_for_the_system_is_told_when_all_has_started() {
+    let slow = "command = ['/bin/sh', '-c', 'sleep 0.5; touch /tmp/up; exec sleep 1000']\nreadiness = { file = '/tmp/up' }\n";
+    let loops = "command = ['/bin/false']\nrestart = 'always'\n";
+    let world = World::boot(&[("slow", slow), ("loops", loops)]);
+    let output = world.sh("/init/init systemctl is-system-running --wait && [ -e /tmp/up ]");
+    assert_eq!(
+        (String::from_utf8_lossy(&output.stdout).as_ref(), output.status.code()),
+        ("running\n", Some(0))
+    );
+    world.write("/etc/envd-init/services.d/once.toml", "command = ['/bin/false']\nkind = 'oneshot'\n");
+    assert_eq!(world.tool("systemctl start once").1, 1);
+    assert_eq!(world.tool("systemctl is-system-running"), ("degraded".to_owned(), 1));
 }
 
 /// One of ours is called so because the platform's freeze exempts the cgroup of that name.

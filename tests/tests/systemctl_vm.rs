@@ -30,7 +30,7 @@ use Alike::{Code, Counted, Line, Refused, Wholly};
 
 /// In this order, for they change what is there. `web` runs and starts with the machine, `off` does neither, `bad` fails when it
 /// is started, `quick` ends well, `slow` says that it is ready after a while, `dies` ends before it does, and there is no `nope`.
-const CASES: [(&str, Alike); 91] = [
+const CASES: [(&str, Alike); 94] = [
     ("is-active web", Wholly),
     ("is-active web.service", Wholly),
     ("is-active off", Wholly),
@@ -110,8 +110,11 @@ const CASES: [(&str, Alike); 91] = [
     ("is-active slow", Wholly),
     ("--no-block restart slow", Wholly),
     ("is-active slow", Wholly),
+    ("status slow", Code("● slow.service")),
     ("start slow", Wholly),
     ("is-active slow", Wholly),
+    ("is-system-running", Wholly),
+    ("is-system-running --wait", Wholly),
     ("start dies", Code("dies")),
     ("cat nope", Code("No files found for nope.service.")),
     ("cat web", Code("/bin/sleep")),

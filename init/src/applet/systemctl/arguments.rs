@@ -20,6 +20,7 @@ pub(super) struct Arguments {
     pub(super) units: Vec<String>,
     pub(super) quiet: bool,
     pub(super) no_block: bool,
+    pub(super) wait: bool,
     pub(super) legend: bool,
     /// Without the column of marks.
     pub(super) plain: bool,
@@ -56,7 +57,9 @@ impl Arguments {
         }
         arguments.verb = if names.is_empty() { "list-units".to_owned() } else { names.remove(0) };
         arguments.units = names;
-        Ok(arguments)
+        // Until a unit has ended is waited for by nobody here.
+        let waits_in_vain = arguments.wait && arguments.verb != "is-system-running";
+        if waits_in_vain { Err(NotOurs) } else { Ok(arguments) }
     }
 
     fn long<'a>(&mut self, word: &'a str, rest: &mut impl Iterator<Item = &'a str>) -> Result<(), NotOurs> {
@@ -64,6 +67,7 @@ impl Arguments {
         match (name, value) {
             ("--quiet", None) => self.hush(),
             ("--no-block", None) => self.no_block = true,
+            ("--wait", None) => self.wait = true,
             ("--no-legend", None) => self.legend = false,
             ("--plain", None) => self.plain = true,
             ("--all", None) => self.all = true,

@@ -9,7 +9,7 @@ mod own;
 mod unit_files;
 mod units;
 
-use std::{os::unix::process::CommandExt, process::Command, process::ExitCode};
+use std::{os::unix::process::CommandExt, process::Command, process::ExitCode, time::Duration};
 
 use guest::{
     control::{Op, Reply, ShutdownKind, Status},
@@ -24,6 +24,10 @@ use units::{State, Unit};
 const NOT_RUNNING: u8 = 3;
 const NO_SUCH_UNIT: u8 = 4;
 const NOT_INSTALLED: u8 = 5;
+/// The system's state until it is up.
+const STARTING: &str = "starting";
+/// Whoever waits for that looks this often.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Verbs that take patterns of units' names; to all of them a pattern that matches nothing is nothing to do.
 const WITH_PATTERNS: [&str; 13] = [
@@ -83,7 +87,7 @@ fn act(words: &[String], arguments: &Arguments) -> ExitCode {
         }
         ("show", false) => with_status(|status| units::show(status, arguments)),
         ("list-units" | "status", _) => with_status(|status| list::print(status, arguments)),
-        ("is-system-running", true) => with_status(|status| system_state(arguments, status)),
+        ("is-system-running", true) => with_status(|first| tell_system_state(arguments, first)),
         // Whatever is started or restarted on request is read anew: nothing is left to do.
         ("daemon-reload", true) => ExitCode::SUCCESS,
         ("reboot", true) => down(arguments, ShutdownKind::Reboot),
@@ -252,16 +256,30 @@ fn is_enabled(arguments: &Arguments, status: &Status) -> u8 {
     u8::from(!states.contains(&"enabled"))
 }
 
-fn system_state(arguments: &Arguments, status: &Status) -> u8 {
-    let failed = Unit::all(status).any(|unit| unit.state == State::Failed);
-    let starting = Unit::all(status).any(|unit| unit.state == State::Activating);
-    let state = match (failed, starting) {
-        (true, _) => "degraded",
-        (false, true) => "starting",
-        (false, false) => "running",
-    };
+/// With `--wait` once everything has started or failed to.
+fn tell_system_state(arguments: &Arguments, first: &Status) -> u8 {
+    let mut state = system_state(first);
+    while arguments.wait && state == STARTING {
+        std::thread::sleep(LOOK_AGAIN);
+        state = match status() {
+            Ok(status) => system_state(&status),
+            Err(_) => "unknown",
+        };
+    }
     arguments.say(state);
     u8::from(state != "running")
+}
+
+/// One that failed and is tried again has been started.
+fn system_state(status: &Status) -> &'static str {
+    let begun = status.stages.iter().any(|stage| stage.name == "services");
+    let is_first_start = |unit: &Unit<'_>| {
+        unit.state == State::Activating && unit.service.restarts == 0 && !unit.is_backing_off()
+    };
+    if !begun || Unit::all(status).any(|unit| is_first_start(&unit)) {
+        return STARTING;
+    }
+    if Unit::all(status).any(|unit| unit.state == State::Failed) { "degraded" } else { "running" }
 }
 
 fn has_own_systemctl() -> bool {

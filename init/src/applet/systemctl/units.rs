@@ -78,6 +78,10 @@ impl<'a> Unit<'a> {
         service_name::candidates(&our_name(unit)).iter().find_map(by_name).map(Self::new)
     }
 
+    pub(super) fn is_backing_off(&self) -> bool {
+        self.service.state == "backoff"
+    }
+
     /// Whether it starts with the machine, in systemd's word.
     pub(super) const fn file_state(&self) -> &'static str {
         if self.service.enabled { "enabled" } else { "disabled" }
@@ -134,7 +138,7 @@ pub(super) fn print_status(status: &Status, units: &[String]) -> u8 {
             println!();
         }
         print_one(status, &unit);
-        if !matches!(unit.state, State::Active | State::Activating) && code == 0 {
+        if unit.state != State::Active && code == 0 {
             code = NOT_RUNNING;
         }
     }
@@ -144,12 +148,17 @@ pub(super) fn print_status(status: &Status, units: &[String]) -> u8 {
 fn print_one(status: &Status, unit: &Unit<'_>) {
     let service = unit.service;
     let mark = match unit.state {
-        State::Active => '●',
+        State::Active | State::Activating | State::Deactivating => '●',
         State::Failed => '×',
-        _ => '○',
+        State::Inactive => '○',
     };
     let seconds = status.now_ns.saturating_sub(service.since_ns) / 1_000_000_000;
-    println!("{mark} {} - {}", full_name(&service.name), unit.description());
+    let about = Some(&service.description).filter(|text| !text.is_empty());
+    println!(
+        "{mark} {}{}",
+        full_name(&service.name),
+        about.map(|text| format!(" - {text}")).unwrap_or_default()
+    );
     println!("     Loaded: loaded (envd-init service; {})", unit.file_state());
     println!("     Active: {} ({}) since {seconds} s ago", unit.state.as_str(), unit.sub);
     if let Some(pid) = service.pid {
