@@ -852,6 +852,7 @@ fn a_start_is_answered_when_the_service_is_ready_and_one_that_does_not_get_so_ha
     let once = shell("sleep 0.5; touch /tmp/done") + "kind = 'oneshot'\nstart_timeout_ms = 0\n";
     let fails = shell("sleep 0.2; exit 4") + "kind = 'oneshot'\n";
     let waits = ready("exec sleep 1000", "/tmp/later");
+    let nobodys = ready("exec sleep 1000", "/tmp/never") + "user = 'nobody-at-all'\n";
     let world = World::boot(&[
         ("slow", &slow),
         ("dies", &dies),
@@ -859,6 +860,7 @@ fn a_start_is_answered_when_the_service_is_ready_and_one_that_does_not_get_so_ha
         ("once", &once),
         ("fails", &fails),
         ("waits", &waits),
+        ("nobodys", &nobodys),
     ]);
     for (line, state) in [
         ("start slow; [ -e /tmp/up ]", "active"),
@@ -875,12 +877,14 @@ fn a_start_is_answered_when_the_service_is_ready_and_one_that_does_not_get_so_ha
         ("dies", "it did not get ready: dies ended with status 3"),
         ("hangs", "it did not get ready: hangs was ended by SIGKILL"),
         ("fails", "fails ended with status 4"),
+        ("nobodys", "it did not get ready: there is no user nobody-at-all"),
     ] {
         for verb in ["start", "restart"] {
             let (text, code) = world.tool(&format!("systemctl {verb} {service}"));
             assert_eq!(code, 1, "{text}");
             assert!(text.starts_with(&format!("Failed to {verb} {service}.service: {why}")), "{text}");
         }
+        assert_eq!(world.tool(&format!("systemctl is-failed {service}")), ("failed".to_owned(), 0));
     }
     // Who comes while it starts waits as well, and is told when it is stopped instead.
     let mut waiting = world.send(Op::Start { service: "waits".to_owned(), no_block: false }).unwrap();

@@ -574,10 +574,15 @@ impl Unit {
         self.settled = true;
     }
 
+    /// Whether its last run has not ended well, or could not begin.
+    fn has_failed(&self) -> bool {
+        self.failure.is_some() || self.last_exit.as_ref().is_some_and(|exit| exit.status != Some(0))
+    }
+
     pub(in crate::pid1) fn status(&self, tree: &Tree) -> ServiceStatus {
         let state = match self.state() {
             State::Healthy if self.service.readiness == Readiness::None => "running",
-            State::Exited if self.last_exit.as_ref().is_some_and(|exit| exit.status != Some(0)) => "failed",
+            State::Exited if self.has_failed() => "failed",
             _ if self.wanted && self.process.is_none() => "waiting",
             state => state.as_str(),
         };

@@ -10,6 +10,8 @@ use nix::{
 
 /// Covers an /etc/machine-id that cannot be written; systemd's own place for it.
 const MACHINE_ID: &str = "/run/machine-id";
+/// Another one at each look.
+const UUID: &str = "/proc/sys/kernel/random/uuid";
 /// The file that a missing /etc/resolv.conf is made to point at.
 const RESOLV: &str = "/run/envd-init/resolv.conf";
 
@@ -49,7 +51,10 @@ pub(in crate::pid1) fn machine_id(root: &Path) -> Vec<String> {
         return Vec::new();
     }
     // The kernel's own generator: it differs for each boot, and asking never waits.
-    let id = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default().replace('-', "");
+    let id = match fs::read_to_string(UUID) {
+        Ok(uuid) => uuid.replace('-', ""),
+        Err(error) => return vec![format!("there is no machine-id: cannot read {UUID}: {error}")],
+    };
     let outcome = files::write_text(&path, &id).or_else(|why| cover(&path, &id).map_err(|_| why));
     outcome.err().map(|error| format!("cannot write {}: {error}", path.display())).into_iter().collect()
 }
