@@ -696,6 +696,35 @@ fn a_service_that_not_even_sigkill_ends_does_not_keep_the_next_from_starting() {
     assert_eq!(world.service("stuck").pid, Some(second));
 }
 
+/// A stop was told as done while something of the service was still there.
+#[test]
+fn a_stop_tells_of_whom_not_even_sigkill_ends() {
+    let number = std::process::id() + 100_000;
+    let text = format!("command = ['/bin/sh', '-c', 'sleep {number} & exec sleep 1000']\n");
+    let world = World::boot(&[("parent", &text)]);
+    world.wait_state("parent", "running");
+    let is_child = |pid: &i32| {
+        fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line == format!("sleep\0{number}\0").as_bytes())
+    };
+    let child = until("the child", || {
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_child)
+    });
+    let Some(freezer) = OldGroup::with("freezer", child) else {
+        return println!("(needs the old freezer)");
+    };
+    freezer.set("freezer.state", "FROZEN");
+    let (text, code) = world.tool("systemctl stop parent");
+    assert_eq!(code, 1);
+    assert!(text.contains("processes of it do not end, even by SIGKILL"), "{text}");
+    drop(freezer);
+    until("it has ended", || (!is_child(&child)).then_some(()));
+    assert_eq!(world.tool("systemctl stop parent"), (String::new(), 0));
+    assert_eq!(world.tool("systemctl start parent"), (String::new(), 0));
+    assert_eq!(world.tool("systemctl stop parent"), (String::new(), 0));
+}
+
 /// The machine went down with what was not written yet.
 #[test]
 fn without_a_child_that_unmounts_the_disks_are_synced_all_the_same() {

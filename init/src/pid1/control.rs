@@ -221,10 +221,9 @@ impl Machine {
         let name = &goal.service;
         let Some(unit) = self.services.find(name) else { return Some(error("failed", "it is gone")) };
         let outcome = match goal.wanted {
-            Wanted::Stopped => unit.is_down().then(|| match unit.unkillable() {
-                None => Reply::Done,
-                Some(pid) => error("failed", format!("its process {pid} does not end, even by SIGKILL")),
-            }),
+            Wanted::Stopped => unit
+                .is_down()
+                .then(|| unit.left_alive(&self.tree).map_or(Reply::Done, |who| error("failed", who))),
             Wanted::Started { run, since } => self.outcome_of_start(unit, run, since),
         };
         let late = || goal.until.is_some_and(|at| at <= now());

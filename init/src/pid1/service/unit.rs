@@ -106,6 +106,8 @@ pub(in crate::pid1) struct Unit {
     draining: Option<Draining>,
     /// The process of a run before this that does not end, even by SIGKILL.
     unkillable: Option<i32>,
+    /// Others of the last run do not end either.
+    survivors: bool,
     probe: Probe,
     tail: Tail,
     last_exit: Option<ExitReport>,
@@ -142,6 +144,7 @@ impl Unit {
             process: None,
             draining: None,
             unkillable: None,
+            survivors: false,
             probe: Probe::default(),
             tail: Tail::default(),
             last_exit: None,
@@ -296,6 +299,7 @@ impl Unit {
         self.wanted = false;
         self.skipped = false;
         self.failure = None;
+        self.survivors = false;
         self.runs.begun += 1;
         let cgroup_is_new = self.prepare_group(world.tree);
         let outcome = program::program(&self.service, world.tree).and_then(|program| {
@@ -506,8 +510,11 @@ impl Unit {
         }
     }
 
-    pub(in crate::pid1) fn unkillable(&self) -> Option<i32> {
-        self.unkillable
+    /// Who of it is still there though it is down.
+    pub(in crate::pid1) fn left_alive(&self, tree: &Tree) -> Option<String> {
+        let others = || self.survivors && tree.is_populated(&self.service.group_path());
+        let main = self.unkillable.map(|pid| format!("its process {pid} does not end, even by SIGKILL"));
+        main.or_else(|| others().then(|| "processes of it do not end, even by SIGKILL".to_owned()))
     }
 
     /// To be called when the deadline has come.
@@ -536,6 +543,7 @@ impl Unit {
         let Some(draining) = &self.draining else { return };
         let empty = !world.tree.is_populated(&self.service.group_path());
         if empty || draining.until <= world.now {
+            self.survivors = !empty;
             if !empty {
                 warn!("{}: processes of its last run do not end, even by SIGKILL", self.name());
             }
