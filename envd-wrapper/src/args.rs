@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     /// Named on the command line.
     port: Option<u16>,
     pub(crate) cgroup: Option<PathBuf>,
+    /// The cgroup that our own PID 1 has made for envd and us; where it is not told, ours is envd's.
+    pub(crate) home: Option<PathBuf>,
     pub(crate) config: Config,
     /// The image's own init is PID 1: its service made envd's world, and the control protocol is ours to serve.
     pub(crate) kept: bool,
@@ -58,6 +60,11 @@ impl Settings {
         for problem in &self.problems {
             tracing::warn!("{problem}");
         }
+    }
+
+    /// Where envd is put, if not where we are.
+    pub(crate) fn cgroup(&self) -> Option<&Path> {
+        self.cgroup.as_deref().or(self.home.as_deref())
     }
 
     /// Where envd listens: as we were told, else as its own arguments tell envd.
@@ -112,6 +119,7 @@ fn parse_options(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
         arguments: Vec::new(),
         port: None,
         cgroup: None,
+        home: None,
         config: Config::default(),
         kept: crate::keep::is_kept(),
         memory_mib: crate::world::memory_mib(),
@@ -187,6 +195,7 @@ fn shim_settings(called: &Path, arguments: &[OsString]) -> Settings {
         arguments: without_handover(arguments.iter().cloned()),
         port: None,
         cgroup: None,
+        home: None,
         config: Config::default(),
         kept: crate::keep::is_kept(),
         memory_mib: crate::world::memory_mib(),

@@ -22,6 +22,7 @@ mod drain;
 mod evidence;
 mod facts;
 mod flags;
+mod gate;
 mod keep;
 mod last;
 mod probe;
@@ -75,7 +76,8 @@ fn run(settings: Settings) -> ExitCode {
     supervise(settings, &alone)
 }
 
-fn supervise(settings: Settings, alone: &alone::Alone) -> ExitCode {
+fn supervise(mut settings: Settings, alone: &alone::Alone) -> ExitCode {
+    settings.home = gate::pass();
     // Nothing is opened for the log before envd has started.
     guest::log::begin("wrapper");
     // Our own PID 1 would take it for more to log, and has read the same configuration.

@@ -63,11 +63,12 @@ fn platform(path: &Path, settings: &Settings) -> Program {
         nice: Some(-20),
         io_priority: Some((1, 4)),
         oom_score_adj: Some(-1000),
-        cgroup: settings.cgroup.clone(),
-        cgroup_is_new: false,
+        cgroup: settings.cgroup().map(Path::to_path_buf),
+        cgroup_is_new: settings.cgroup.is_none() && settings.home.is_some(),
         death_signal: Some(Signal::SIGKILL),
         alias_of: None,
         output: Output::Pipes,
+        held: false,
     }
 }
 

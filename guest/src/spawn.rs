@@ -97,6 +97,8 @@ pub struct Program {
     /// bears `path`'s name wherever processes are looked for by name.
     pub alias_of: Option<PathBuf>,
     pub output: Output,
+    /// Its standard input is a pipe from [`Spawned::gate`]: for a program that waits there until its world is complete.
+    pub held: bool,
 }
 
 /// What the child does between fork and exec.
@@ -237,6 +239,8 @@ pub struct Spawned {
     pub stderr: Option<OwnedFd>,
     /// Told by [`read_steps`] what failed; at its end of file the program runs, or the child is gone.
     pub steps: OwnedFd,
+    /// Write end of the standard input of a [held](Program::held) program.
+    pub gate: Option<OwnedFd>,
 }
 
 /// Why no child could be made.
@@ -255,11 +259,13 @@ pub fn spawn(program: &Program) -> Result<Spawned, SpawnError> {
     let prepared = Prepared::new(program).map_err(|_| SpawnError::Nul { program: program.path.clone() })?;
     let channel = || pipe2(OFlag::O_CLOEXEC).map_err(failed("make a pipe"));
     let (steps, steps_in) = channel()?;
-    let (stdout, stdout_in) = output_pipe(program.output).map_err(failed("make a pipe"))?;
-    let (stderr, stderr_in) = output_pipe(program.output).map_err(failed("make a pipe"))?;
+    let (stdout, stdout_in) = pipe_if(program.output == Output::Pipes).map_err(failed("make a pipe"))?;
+    let (stderr, stderr_in) = pipe_if(program.output == Output::Pipes).map_err(failed("make a pipe"))?;
+    let (input, gate) = pipe_if(program.held).map_err(failed("make a pipe"))?;
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).ok();
     let wiring = Wiring {
         steps: clear_of_stdio(steps_in).map_err(failed("make a pipe"))?,
+        input: input.map(clear_of_stdio).transpose().map_err(failed("make a pipe"))?,
         null: null.map(clear_of_stdio).transpose().map_err(failed("open /dev/null"))?,
         stdout: stdout_in.map(clear_of_stdio).transpose().map_err(failed("make a pipe"))?,
         stderr: stderr_in.map(clear_of_stdio).transpose().map_err(failed("make a pipe"))?,
@@ -275,7 +281,7 @@ pub fn spawn(program: &Program) -> Result<Spawned, SpawnError> {
             for end in [&steps].into_iter().chain(&stdout).chain(&stderr) {
                 let _ = crate::reactor::set_nonblocking(end);
             }
-            Ok(Spawned { pid, stdout, stderr, steps })
+            Ok(Spawned { pid, stdout, stderr, steps, gate })
         }
         Fork::Child => {
             let child = Child { program, prepared: &prepared, wiring: &wiring, parent, in_cgroup };
@@ -297,11 +303,11 @@ fn open_folder(path: &Path) -> Option<OwnedFd> {
 }
 
 /// Read end and write end, where there is to be a pipe.
-fn output_pipe(output: Output) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Errno> {
-    match output {
-        Output::Pipes => pipe2(OFlag::O_CLOEXEC).map(|(read, write)| (Some(read), Some(write))),
-        Output::Null | Output::Inherit => Ok((None, None)),
+fn pipe_if(wanted: bool) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Errno> {
+    if !wanted {
+        return Ok((None, None));
     }
+    pipe2(OFlag::O_CLOEXEC).map(|(read, write)| (Some(read), Some(write)))
 }
 
 /// Moves a descriptor above stdio: PID 1 may have none of its own, and then pipes would get those numbers.
@@ -353,6 +359,7 @@ impl Prepared {
 /// The child's ends of its pipes.
 struct Wiring {
     steps: OwnedFd,
+    input: Option<OwnedFd>,
     null: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
@@ -405,8 +412,8 @@ impl Child<'_> {
 
     fn connect_stdio(&self) -> Result<(), Errno> {
         let wiring = self.wiring;
-        if let Some(null) = &wiring.null {
-            sys::duplicate_onto(null.as_raw_fd(), 0)?;
+        if let Some(input) = wiring.input.as_ref().or(wiring.null.as_ref()) {
+            sys::duplicate_onto(input.as_raw_fd(), 0)?;
         }
         if self.program.output == Output::Inherit {
             return Ok(());
@@ -505,13 +512,27 @@ fn parse_failure(record: &[u8]) -> Option<Failure> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::fd::AsFd;
 
     use nix::poll::{PollFd, PollFlags, PollTimeout};
     use nix::sys::wait::{WaitStatus, waitpid};
 
     use super::*;
+
+    /// envd's supervisor is executed while what envd needs is still being made.
+    #[test]
+    fn one_that_is_held_reads_what_it_is_told_and_then_the_end() {
+        let script = "read -r told; read -r more || exit $((7 + told))";
+        let spawned = spawn(&Program { held: true, ..shell(script) }).unwrap();
+        let mut gate = File::from(spawned.gate.unwrap());
+        gate.write_all(b"1\n").unwrap();
+        drop(gate);
+        assert_eq!(waitpid(spawned.pid, None).unwrap(), WaitStatus::Exited(spawned.pid, 8));
+        let free = spawn(&shell("read -r none || exit 9")).unwrap();
+        assert!(free.gate.is_none());
+        assert_eq!(waitpid(free.pid, None).unwrap(), WaitStatus::Exited(free.pid, 9));
+    }
 
     fn shell(script: &str) -> Program {
         Program {

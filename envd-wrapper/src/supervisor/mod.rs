@@ -96,7 +96,7 @@ impl Supervisor {
             probe_begun: Moment::ZERO,
             slow: false,
             blind: false,
-            home: Home::find(settings.cgroup.as_deref()),
+            home: Home::find(settings.cgroup()),
             untold: None,
             quiet_until: None,
             known: Known::default(),

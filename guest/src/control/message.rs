@@ -215,7 +215,8 @@ pub struct Status {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stage {
-    /// `init`, `console`, `mounts`, `cgroups`, `envd_spawn`, `envd_exec`, `network`, `services`, `envd_listening`, `envd_healthy`, …
+    /// `wrapper`, `mounts`, `cgroups`, `envd_spawn`, `envd_exec`, `console`, `network`, `services`, `envd_listening`,
+    /// `envd_healthy`, …
     pub name: String,
     pub begin_ns: u64,
     pub end_ns: u64,

@@ -2,7 +2,8 @@
 //!
 //! Nothing stands between the start and envd's exec that envd does not need: /dev, /proc, /run and the other mounts, the
 //! cgroups' controllers, and what envd's service waits for. That is compiled in, so no file is read before it but one that
-//! an owner has put in its place; the console is opened afterwards, and says then what has waited. Everything else follows
+//! an owner has put in its place; the console is opened afterwards, and says then what has waited. envd's wrapper is executed
+//! as soon as it can be, and held until all that is there: two processors do the two at the same time. Everything else follows
 //! in [`STEPS`], one at a time and only while nothing else is to be done, so that a service which envd waits for is reaped,
 //! and envd started, between two of them.
 
@@ -87,13 +88,14 @@ pub(super) fn boot(faults: &Faults) -> Machine {
     own_stdio();
     log::begin("init");
     let mut machine = Machine::new(reactor(), STEPS.to_vec());
-    machine.stages.step_since(begin, "mounts", || mounts::needed(&early));
     if faults.count > 0 {
         super::guarded("ending the last run", || after_a_fault(&mut machine, faults));
     }
-    machine.stages.step("cgroups", || cgroups::first(&machine.tree));
     let warnings = super::guarded("the limits", setup::limits).unwrap_or_default();
     machine.stages.warn_all(warnings);
+    machine.hold_envd();
+    machine.stages.step_since(begin, "mounts", || mounts::needed(&early));
+    machine.stages.step("cgroups", || cgroups::first(&machine.tree));
     machine.start_envd();
     machine
 }
@@ -154,9 +156,10 @@ fn end_leftovers(tree: &Tree) -> bool {
 }
 
 impl Machine {
-    /// envd, and what it waits for; the socket by which its wrapper tells how it is comes first.
-    fn start_envd(&mut self) {
-        super::guarded("starting envd", || {
+    /// envd's wrapper is executed while another processor makes what envd needs; it waits for [`Machine::start_envd`]. The socket
+    /// by which it tells how envd is comes first.
+    fn hold_envd(&mut self) {
+        super::guarded("starting envd's wrapper", || {
             let begin = now();
             if let Some(warning) = self.open_notify() {
                 self.stages.warn(warning);
@@ -165,6 +168,16 @@ impl Machine {
                 load::chain(Path::new(load::SHIPPED), Path::new(load::OWN), "envd");
             check::untangle(&mut services);
             self.services.add(services);
+            let (services, world) = self.split();
+            services.start_held("envd", world);
+            self.stages.add("wrapper", begin, now(), None);
+        });
+    }
+
+    /// envd, and what it waits for.
+    fn start_envd(&mut self) {
+        super::guarded("starting envd", || {
+            let begin = now();
             let (services, world) = self.split();
             services.pump(world);
             self.stages.add("envd_spawn", begin, now(), None);
@@ -255,12 +268,14 @@ impl Machine {
         self.stages.extend("setup", begin, now(), first);
     }
 
-    /// PID 1 leaves the root's cgroup for its own once envd runs: the kernel holds every fork up while it moves a process,
-    /// for milliseconds, and envd forks while it starts.
+    /// PID 1 and envd's wrapper leave the root's cgroup for their own once envd runs: the kernel holds every fork up while it
+    /// moves a process, for milliseconds, and envd forks while it starts. A wrapper that was held for longer follows.
     pub(super) fn enter_scope(&mut self) {
         if self.settles_at.take().is_some() {
             self.stages.warn_all(cgroups::enter(&self.tree));
         }
+        let unsettled = self.services.settle(&self.tree);
+        self.stages.warn_all(unsettled);
     }
 }
 

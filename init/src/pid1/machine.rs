@@ -87,7 +87,7 @@ pub(super) struct Machine {
     pub(super) steps: VecDeque<Step>,
     /// Turns in which something else was to be done than the next step.
     put_off: u32,
-    /// When PID 1 goes into its cgroup at the latest; `None` once it has.
+    /// When PID 1 and envd's wrapper go into their cgroups at the latest; `None` once they have.
     pub(super) settles_at: Option<Moment>,
     pub(super) reactor: Reactor,
     pub(super) tree: Tree,
@@ -279,7 +279,7 @@ impl Machine {
         self.network_timer();
         self.control_goals();
         self.shutdown_turn();
-        if self.settles_at.is_some_and(|at| at <= now()) {
+        if self.settles_at.is_none_or(|at| at <= now()) {
             self.enter_scope();
         }
     }

@@ -6,7 +6,7 @@ use guest::{
     cgroup::Tree,
     clock::Moment,
     control::{ExitReport, ServiceStatus},
-    service::{Service, load},
+    service::{Service, builtin, load},
     supervise::Event,
     sys::Reaped,
 };
@@ -89,6 +89,24 @@ impl Services {
         found.ok_or_else(|| StartError::Unknown(name.to_owned()))
     }
 
+    /// Executes the program of a service that has to wait, where it is one that can be held: envd's supervisor, so that it is there
+    /// when envd may be started.
+    pub(in crate::pid1) fn start_held(&mut self, name: &str, world: World<'_>) {
+        let shipped = builtin::service(name);
+        let held = |unit: &&mut Unit| {
+            unit.name() == name
+                && shipped.as_ref().is_some_and(|shipped| shipped.command == unit.service.command)
+        };
+        if let Some(unit) = self.units.iter_mut().find(held) {
+            unit.start_held(world);
+        }
+    }
+
+    /// Puts those who were started before there was a cgroup for them into their own.
+    pub(in crate::pid1) fn settle(&mut self, tree: &Tree) -> Vec<String> {
+        self.units.iter_mut().filter_map(|unit| unit.settle(tree)).collect()
+    }
+
     /// Starts whatever is wanted and need not wait any longer; in a shutdown, stops whoever nobody needs any longer.
     pub(in crate::pid1) fn pump(&mut self, world: World<'_>) {
         if self.stopping {
@@ -96,10 +114,9 @@ impl Services {
         }
         while let Some(index) = self.units.iter().position(|unit| unit.wanted && self.may_start(unit)) {
             let unit = &mut self.units[index];
-            unit.wanted = false;
             match missing(&unit.service) {
                 Some(why) => unit.skip(&why),
-                None => unit.event(Event::Start, world),
+                None => unit.go(world),
             }
         }
     }

@@ -3,6 +3,7 @@
 //! | phase | process | left by |
 //! |---|---|---|
 //! | waiting | none | everything in `after` has settled → the machine's `Start` |
+//! | held | executed, and waits at its gate | everything in `after` has settled → the gate opens |
 //! | the machine's states | as [`guest::supervise`] has them | |
 //! | draining | main one dead, others left in its cgroup or below it | they are dead too, or a bound → the machine's `Exited` |
 //! | killed | alive after SIGKILL, since the kernel holds it | reaped → draining; a bound → left to itself, the machine's `Exited` |
@@ -10,7 +11,10 @@
 //! Draining means that a restart never meets what the last run left behind, and that "restarted" is told only when the old
 //! one is wholly gone.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    time::Duration,
+};
 
 use guest::{
     cgroup::Tree,
@@ -75,6 +79,10 @@ struct Process {
     group_entered: bool,
     /// When it is given up, once it was killed.
     gone_by: Option<Moment>,
+    /// What holds it back, while it is [held](Unit::start_held).
+    gate: Option<OwnedFd>,
+    /// It was started before there was a cgroup for it, and is still in PID 1's.
+    unsettled: bool,
 }
 
 /// The main process is dead; the rest of its cgroup is ending.
@@ -113,6 +121,8 @@ pub(in crate::pid1) struct Unit {
     last_exit: Option<ExitReport>,
     /// It is to be started as soon as what it waits for has settled.
     pub(in crate::pid1) wanted: bool,
+    /// Its program may be executed before that, and is held back.
+    held: bool,
     /// It was ready once, has ended, or will not run: who waits for it need not any more.
     settled: bool,
     /// It will not run on this machine: a path of `only_if` is missing.
@@ -138,6 +148,7 @@ impl Unit {
         Self {
             machine: Machine::new(program::policy(&service)),
             wanted: service.enabled,
+            held: false,
             service,
             next: None,
             index,
@@ -295,16 +306,56 @@ impl Unit {
         }
     }
 
-    fn spawn(&mut self, world: World<'_>) -> Event {
+    /// Executes its program before what it waits for is there, its cgroup included: the program is one that waits at a gate,
+    /// and does until [`Unit::go`] what of its own start needs nothing.
+    pub(super) fn start_held(&mut self, world: World<'_>) {
+        self.held = true;
+        self.event(Event::Start, world);
+    }
+
+    /// What it has waited for is there.
+    pub(super) fn go(&mut self, world: World<'_>) {
         self.wanted = false;
+        if std::mem::take(&mut self.held) {
+            self.open_gate(world);
+        } else {
+            self.event(Event::Start, world);
+        }
+    }
+
+    /// Tells the one who waits at the gate the cgroup that was made for it, which it is put into later: moving a process takes the
+    /// kernel milliseconds.
+    fn open_gate(&mut self, world: World<'_>) {
+        let group_is_new = self.prepare_group(world.tree);
+        let group = self.service.group_path();
+        let Some(process) = &mut self.process else { return };
+        let Some(gate) = process.gate.take() else { return };
+        process.unsettled = group_is_new;
+        process.group_entered = group_is_new || world.tree.enter(&group, process.pid).is_ok();
+        if group_is_new {
+            // A pipe takes so little at once; one that is dead does not need it any more.
+            let _ = nix::unistd::write(&gate, world.tree.path(&group).as_os_str().as_bytes());
+        }
+    }
+
+    /// Puts one that was started before there was its cgroup into it.
+    pub(super) fn settle(&mut self, tree: &Tree) -> Option<String> {
+        let process = self.process.as_mut().filter(|process| process.unsettled)?;
+        process.unsettled = false;
+        let entered = tree.enter(&self.service.group_path(), process.pid);
+        entered.err().map(|error| format!("{}: {error}", self.service.name))
+    }
+
+    fn spawn(&mut self, world: World<'_>) -> Event {
+        let held = self.held && self.wanted;
+        self.wanted = held;
         self.skipped = false;
         self.failure = None;
         self.survivors = false;
         self.runs.begun += 1;
-        let cgroup_is_new = self.prepare_group(world.tree);
-        let outcome = program::program(&self.service, world.tree).and_then(|program| {
-            spawn::spawn(&Program { cgroup_is_new, ..program }).map_err(|error| error.to_string())
-        });
+        let outcome = self
+            .program(held, world)
+            .and_then(|program| spawn::spawn(&program).map_err(|error| error.to_string()));
         match outcome {
             Ok(spawned) => {
                 self.register(spawned, world);
@@ -316,6 +367,14 @@ impl Unit {
                 Event::SpawnFailed
             }
         }
+    }
+
+    /// One that is held is none of its cgroup's yet.
+    fn program(&self, held: bool, world: World<'_>) -> Result<Program, String> {
+        let cgroup_is_new = !held && self.prepare_group(world.tree);
+        let program = program::program(&self.service, world.tree)?;
+        let cgroup = program.cgroup.filter(|_| !held);
+        Ok(Program { cgroup, cgroup_is_new, held, ..program })
     }
 
     fn failed(&mut self, why: &str) {
@@ -360,8 +419,10 @@ impl Unit {
             ],
             lines: [Lines::default(), Lines::default()],
             oom_kills: world.tree.oom_kills(&group).unwrap_or(0),
-            group_entered: true,
+            group_entered: spawned.gate.is_none(),
             gone_by: None,
+            gate: spawned.gate,
+            unsettled: false,
         };
         self.process = Some(process);
     }
