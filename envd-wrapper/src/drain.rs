@@ -8,7 +8,7 @@
 //! | flood | the head of a crash | what came before it is counted, the crash begins |
 //! | flood | a second has passed | the count and the tail are logged: calm |
 //! | any | the head of a crash | crash: every line is logged, up to a bound |
-//! | any | the process is dead | what is left is logged, an unfinished line included |
+//! | any | its end, or the process is dead | what is left is logged, an unfinished line included |
 //!
 //! A flood is not worth its CPU: reading it in large pieces costs little more than throwing it away.
 
@@ -124,7 +124,10 @@ impl Stream {
         let mut found = 0;
         for _ in 0..READS {
             match guest::reactor::read_ready(&self.pipe, buffer) {
-                Ok(Some(0)) | Err(_) => return Flow::Ended,
+                Ok(Some(0)) | Err(_) => {
+                    self.say_rest(last);
+                    return Flow::Ended;
+                }
                 Ok(Some(count)) => {
                     found += count;
                     self.take(&buffer[..count], now, last);
@@ -150,6 +153,10 @@ impl Stream {
     pub(crate) fn finish(&mut self, buffer: &mut [u8], now: Moment, last: &mut LastLines) {
         // What others who hold the pipe still write is not awaited.
         self.drain(buffer, now, last);
+        self.say_rest(last);
+    }
+
+    fn say_rest(&mut self, last: &mut LastLines) {
         self.end_flood(last);
         let rest = std::mem::take(&mut self.partial);
         if !rest.is_empty() {
@@ -309,6 +316,20 @@ mod tests {
         }
         stream.finish(&mut buffer, Duration::ZERO, &mut last);
         assert_eq!(last.take(), ["hello", "world"]);
+    }
+
+    /// envd closes it, or has died and that is not known yet.
+    #[test]
+    fn at_its_end_a_stream_says_what_is_left() {
+        let flood: String = (0..1_000).map(|number| format!("line {number}\n")).collect();
+        for before in ["", &flood] {
+            let (mut stream, write) = stream();
+            let (mut last, mut buffer) = (LastLines::default(), vec![0; 65_536]);
+            nix::unistd::write(&write, format!("{before}unfinished").as_bytes()).unwrap();
+            drop(write);
+            while stream.drain(&mut buffer, Duration::ZERO, &mut last) != Flow::Ended {}
+            assert_eq!(last.take().last().map(String::as_str), Some("unfinished"));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use tests::Cell;
+use tests::{Cell, wait};
 
 fn cell(switches: &str) -> Cell {
     Cell::builder().unwrap().stand_in("bin/envd", switches).unwrap().supervise("bin/envd", "").unwrap()
@@ -33,6 +33,20 @@ fn a_panic_in_the_middle_of_a_flood_is_whole_on_the_line_and_in_the_ring() {
             assert!(text.contains(line), "{line} in {text}");
         }
     }
+}
+
+/// Its last words before it closes its output were dropped with the pipe; so were those of one whose death came to be known after.
+#[test]
+fn what_envd_prints_before_it_closes_its_output_is_said() {
+    let script = "#!/bin/sh\nseq 1 5000 >&2\nprintf unfinished\nexec >/dev/null 2>&1\nexec sleep 1000\n";
+    let builder = Cell::builder().unwrap().file("bin/envd", script).executable("bin/envd");
+    let cell = builder.supervise("bin/envd", "").unwrap();
+    // Not on the serial line, which a flood has used up.
+    let said = || Ok(cell.ring()?.lines().any(|record| record.ends_with(" envd unfinished")).then_some(()));
+    wait::until("envd's last word in the ring", wait::BOUND, said).unwrap();
+    let ring = cell.ring().unwrap();
+    assert!(ring.contains(" lines dropped: too many a second\n") && ring.contains(" envd 5000\n"), "{ring}");
+    assert_eq!(cell.deaths().len(), 0, "{}", cell.console());
 }
 
 #[test]
@@ -88,12 +102,11 @@ fn a_serial_line_that_nobody_reads_costs_nothing_but_its_own_output() {
     let builder = Cell::builder().unwrap().blocked_console();
     let builder = builder.stand_in("bin/envd", "long-line = 100000\nflood = 20000\n").unwrap();
     let mut cell = builder.supervise("bin/envd", "").unwrap();
-    let mut pid = tests::wait::until("envd", tests::wait::BOUND, || Ok(cell.envd().ok())).unwrap();
+    let mut pid = wait::until("envd", wait::BOUND, || Ok(cell.envd().ok())).unwrap();
     let dropped = || cell.status().unwrap()["console_dropped_bytes"].as_u64().unwrap();
     let mut kills = 0;
     while kills < 3 || dropped() == 0 {
-        tests::wait::until("health", tests::wait::BOUND, || Ok((cell.health()? == 204).then_some(())))
-            .unwrap();
+        wait::until("health", wait::BOUND, || Ok((cell.health()? == 204).then_some(()))).unwrap();
         cell.sh(&format!("kill -KILL {pid}")).unwrap();
         pid = cell.other_envd(pid).unwrap();
         kills += 1;
