@@ -61,9 +61,15 @@ const RUNTIME: &str = "runtime: ";
 
 /// How a Go program begins to say why it dies.
 pub(crate) fn is_crash(line: &[u8]) -> bool {
-    ["panic: ", "fatal error: ", QUIT, "SIGSEGV: ", RUNTIME]
-        .iter()
-        .any(|head| line.starts_with(head.as_bytes()))
+    let heads = ["panic: ", "fatal error: ", RUNTIME];
+    heads.iter().any(|head| line.starts_with(head.as_bytes())) || names_signal(line)
+}
+
+/// `SIGABRT: abort`, and so of every signal at which Go's runtime dumps what it does.
+fn names_signal(line: &[u8]) -> bool {
+    let Some(rest) = line.strip_prefix(b"SIG") else { return false };
+    let name = rest.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+    name > 0 && rest[name..].starts_with(b": ")
 }
 
 /// Whether a line, in which a tab has become a space, shows that a crash still goes on. What stands between such lines, functions
@@ -111,6 +117,22 @@ mod tests {
         (0..=ORDINARY_LINES).for_each(|number| last.add(format!("request {number}")));
         let lines = last.take();
         assert!(lines.iter().all(|line| line.starts_with("request ")), "{lines:?}");
+    }
+
+    /// As Go's runtime prints them. The dump of one that was sent ABRT was ten lines of its end, without why.
+    #[test]
+    fn a_dump_on_each_signal_begins_with_that_signal() {
+        for head in
+            ["SIGABRT: abort", "SIGBUS: bus error", "SIGILL: illegal instruction", "SIGTRAP: trace trap"]
+        {
+            let mut last = LastLines::default();
+            crash(&mut last, head);
+            (0..20).for_each(|number| last.add(format!("goroutine {number}")));
+            assert_eq!(last.take()[0], head);
+        }
+        for other in ["SIGNAL", "SIG: x", "SIGTERM received: ending", "SIGnal: x"] {
+            assert!(!is_crash(other.as_bytes()), "{other}");
+        }
     }
 
     #[test]
