@@ -8,7 +8,8 @@
 //! | no connection | nobody listens | not listening |
 //! | no connection | connections wait there to be accepted | hanging |
 //! | no connection | none waits: packets do not arrive | nothing |
-//! | no socket to be had | – | nothing |
+//! | no socket to be had | nobody listens | not listening |
+//! | no socket to be had | somebody listens, or no table | nothing |
 //! | connected, the request was never acknowledged | – | nothing: packets get lost |
 //! | connected, no answer | – | hanging |
 //! | another answer than 204 | – | failing |
@@ -69,13 +70,14 @@ fn read(table: &mut impl BufRead, port: u16) -> Option<Port> {
 }
 
 /// Weighs a failure; `look` is called only where the table matters.
-pub(crate) fn weigh(failure: Failure, look: impl FnOnce() -> Option<Port>) -> Event {
+pub(crate) fn weigh(failure: Failure, look: impl Fn() -> Option<Port>) -> Event {
     match failure {
         Failure::Answer(what) => Event::ProbeFailed(ProbeFailure::WrongAnswer(what)),
         Failure::Silence => Event::ProbeFailed(ProbeFailure::TimedOut),
         Failure::Lost => {
             Event::Inconclusive("packets on loopback get lost (a packet filter in the sandbox?)".to_owned())
         }
+        Failure::NoSocket(_) if look() == Some(Port::Closed) => Event::ProbeFailed(ProbeFailure::Refused),
         Failure::NoSocket(errno) => {
             Event::Inconclusive(format!("no connection can be made: {}", errno.desc()))
         }
@@ -153,6 +155,17 @@ mod tests {
         }
         assert!(matches!(judged(Failure::Lost, None), Event::Inconclusive(_)));
         assert!(matches!(judged(Failure::NoSocket(Errno::EMFILE), None), Event::Inconclusive(_)));
+    }
+
+    /// All ports may be used up: one that has not bound its own port does not serve all the same.
+    #[test]
+    fn a_closed_port_needs_no_connection_to_be_seen() {
+        for errno in [Errno::EADDRNOTAVAIL, Errno::ENOBUFS, Errno::ENOMEM] {
+            let event = judged(Failure::NoSocket(errno), Some(Port::Closed));
+            assert_eq!(event, Event::ProbeFailed(ProbeFailure::Refused), "{errno}");
+            let busy = Some(Port::Open { waiting: 9 });
+            assert!(matches!(judged(Failure::NoSocket(errno), busy), Event::Inconclusive(_)), "{errno}");
+        }
     }
 
     #[test]
