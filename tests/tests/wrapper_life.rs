@@ -333,6 +333,23 @@ fn a_second_wrapper_says_who_supervises_and_touches_nothing() {
     assert_eq!(cell.ring().unwrap(), log);
 }
 
+/// It was said to run, since it was not dead yet, and then stayed stopped; whoever had asked for the stop waited in vain.
+#[test]
+fn a_start_while_envd_ends_is_one_and_the_stop_is_done_too() {
+    let cell = cell("ignore-term = yes\n", "stop_timeout_ms = 3000\n");
+    cell.wait("envd is healthy").unwrap();
+    let envd = cell.envd().unwrap();
+    let envdctl = paths::host_bin("envdctl").unwrap().display().to_string();
+    cell.sh(&format!("{envdctl} stop envd >/run/stop 2>&1 </dev/null &")).unwrap();
+    let ends = || Ok((cell.status()?["envd"]["state"] == "stopping").then_some(()));
+    wait::until("envd to be told to end", wait::BOUND, ends).unwrap();
+    cell.sh(&format!("timeout 60 {envdctl} start envd")).unwrap();
+    assert_ne!(cell.envd().unwrap(), envd);
+    cell.wait_nth("envd is healthy", 2).unwrap();
+    let answered = || Ok(Some(cell.sh("cat /run/stop")?).filter(|said| !said.is_empty()));
+    assert_eq!(wait::until("the stop's answer", wait::BOUND, answered).unwrap(), "envd: stopped");
+}
+
 /// A cell in which nothing is supervised yet.
 fn idle(switches: &str, settings: &str) -> Cell {
     let wrapper = paths::guest_bin("envd-wrapper").unwrap();

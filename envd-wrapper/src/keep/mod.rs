@@ -20,6 +20,7 @@ use guest::control::{
     self, EnvdStatus, ExitReport, Mode, Op, RelayStatus, Reply, ServiceStatus, Stage, Status,
 };
 use guest::reactor::{Reactor, Ready, Token};
+use guest::supervise::State;
 use guest::{json, log, ring};
 use tracing::{info, warn};
 
@@ -66,9 +67,16 @@ struct Goal {
 
 #[derive(Debug)]
 enum Wanted {
-    EnvdStarted { since: Moment },
-    EnvdStopped,
-    OtherRelay { old: Option<i32> },
+    EnvdStarted {
+        since: Moment,
+    },
+    /// Another one may run by then.
+    EnvdStopped {
+        old: Option<i32>,
+    },
+    OtherRelay {
+        old: Option<i32>,
+    },
 }
 
 /// The control protocol's side of the wrapper.
@@ -188,10 +196,14 @@ impl Keep {
         envd: &EnvdStatus,
     ) -> (Option<Order>, Option<Reply>) {
         let since = clock::now();
-        if order == Order::Start && envd.pid.is_some() {
+        let stays = envd.pid.is_some() && envd.state != State::Stopping.as_str();
+        if order == Order::Start && stays {
             return (None, Some(Reply::Done));
         }
-        let wanted = if order == Order::Stop { Wanted::EnvdStopped } else { Wanted::EnvdStarted { since } };
+        let wanted = match order {
+            Order::Stop => Wanted::EnvdStopped { old: envd.pid },
+            Order::Start | Order::Restart => Wanted::EnvdStarted { since },
+        };
         self.goals.push(Goal { client, wanted, until: since + GOAL_BOUND });
         (Some(order), None)
     }
@@ -285,12 +297,12 @@ fn outcome(goal: &Goal, envd: &EnvdStatus, now: Moment) -> Option<Reply> {
         Wanted::EnvdStarted { since } => {
             envd.pid.is_some() && envd.exec_ns.is_some_and(|at| at >= nanos(since))
         }
-        Wanted::EnvdStopped => envd.pid.is_none(),
+        Wanted::EnvdStopped { old } => envd.pid.is_none() || envd.pid != old,
         Wanted::OtherRelay { old } => look::relay_pid().is_some_and(|pid| Some(pid) != old),
     };
     let late = || match goal.wanted {
         Wanted::EnvdStarted { .. } => format!("envd was not started in time; it is {}", envd.state),
-        Wanted::EnvdStopped => format!("envd is still {}", envd.state),
+        Wanted::EnvdStopped { .. } => format!("envd is still {}", envd.state),
         Wanted::OtherRelay { .. } => format!("{} has not started the relay again", look::init_name()),
     };
     if reached {
