@@ -100,7 +100,7 @@ impl Contender {
                     );
                     return Ok((vm, stamps));
                 }
-                Err(error) if vm.ended().is_some() && tries < TRIES => {
+                Err(error) if vm.console().has_ended() && tries < TRIES => {
                     eprintln!("bench: {}: {error:#}; booting it again", self.name);
                 }
                 Err(error) => return Err(error),

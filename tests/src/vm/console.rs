@@ -82,6 +82,11 @@ impl Console {
         self.shared.lock().bytes.len()
     }
 
+    /// Whether nothing more will come: QEMU has closed it, which is the first that is seen of its end.
+    pub fn has_ended(&self) -> bool {
+        self.shared.lock().ended
+    }
+
     /// The place behind all that came so far.
     pub fn mark(&self) -> Mark {
         Mark(self.bytes())
