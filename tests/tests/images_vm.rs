@@ -45,11 +45,38 @@ fn platform_image(folder: &Path) -> PathBuf {
     run("mkfs.ext4", &options).unwrap();
     fs::create_dir(&mounted).unwrap();
     // In a mount namespace of its own, so that no other one keeps the filesystem mounted, and unflushed, after the umount.
-    let fill = "mount -o loop \"$0\" \"$1\" && tar -xf \"$2\" -C \"$1\" && install -m 777 \"$3\" \"$1/usr/bin/envd\" && umount \"$1\"";
+    let fill = "mount -o loop \"$0\" \"$1\" && tar -xf \"$2\" -C \"$1\" && install -m 777 \"$3\" \"$1/usr/bin/envd\" && cp -a \"$4/.\" \"$1\" && umount \"$1\"";
     let base = text(&Init::Systemd.base().unwrap());
-    run("unshare", &["-m", "sh", "-c", fill, &path, &text(&mounted), &base, &text(&envd())]).unwrap();
+    let units = text(&units(folder));
+    run("unshare", &["-m", "sh", "-c", fill, &path, &text(&mounted), &base, &text(&envd()), &units]).unwrap();
     run("tune2fs", &["-r", "2000", &path]).unwrap();
     image
+}
+
+/// Two services of a template's author: one writes to a file of its own, and the other is for machines without a name.
+fn units(folder: &Path) -> PathBuf {
+    let root = folder.join("units");
+    let system = root.join("etc/systemd/system");
+    fs::create_dir_all(system.join("multi-user.target.wants")).unwrap();
+    for (name, condition) in [("marked", "!/run/no-such-file"), ("nameless", "!/etc/hostname")] {
+        let unit = format!(
+            "[Unit]\nConditionPathExists={condition}\n[Service]\nExecStart=/bin/sh -c 'echo {name}; exec sleep infinity'\n\
+             StandardOutput=append:/var/log/{name}.log\n[Install]\nWantedBy=multi-user.target\n"
+        );
+        let file = format!("{name}.service");
+        fs::write(system.join(&file), unit).unwrap();
+        symlink(format!("../{file}"), system.join("multi-user.target.wants").join(&file)).unwrap();
+    }
+    root
+}
+
+/// What such units ask for is asked when they are started.
+fn units_are_served(vm: &Vm) {
+    let written = || Ok(vm.sh(Via::Tcp, "cat /var/log/marked.log").ok().filter(|text| text == "marked"));
+    wait::gently("the unit's own file", wait::BOUND, written).unwrap();
+    let active = |name: &str| vm.sh(Via::Tcp, &format!("systemctl is-active {name} || true")).unwrap();
+    assert_eq!((active("marked").as_str(), active("nameless").as_str()), ("active", "inactive"));
+    assert_eq!(vm.sh(Via::Tcp, "ls /var/log/nameless.log 2>/dev/null || true").unwrap(), "");
 }
 
 #[test]
@@ -58,6 +85,7 @@ fn an_image_of_the_platforms_template_build_boots_native_and_takes_its_update_of
     let folder = tempfile::tempdir_in(paths::output("tmp").unwrap()).unwrap();
     let vm = boot(&Image::native().base(&platform_image(folder.path())).envd(Envd::None), folder.path());
     assert_eq!(vm.sh(Via::Tcp, "readlink /proc/1/exe").unwrap(), "/usr/lib/envd-init/init");
+    units_are_served(&vm);
     tests::life::updates(&vm, "systemctl restart envd").unwrap();
 }
 
