@@ -55,8 +55,7 @@ pub fn kills(vm: &Vm, count: usize) -> Result<Vec<Duration>> {
     let mut times = Vec::new();
     for turn in 1..=count {
         let mark = vm.console().mark();
-        // The answer is lost together with envd.
-        let _ = vm.sh(Via::Tcp, "kill -KILL $(pidof envd)");
+        kill(vm)?;
         let began = Instant::now();
         let answer = vm.get(Via::Vsock, "/health").with_context(|| format!("call after kill {turn}"))?;
         ensure!(answer.status == 204, "call after kill {turn} was answered {}", answer.status);
@@ -66,6 +65,16 @@ pub fn kills(vm: &Vm, count: usize) -> Result<Vec<Duration>> {
         thread::sleep(SETTLED);
     }
     Ok(times)
+}
+
+/// Kills envd, and returns as soon as it is dead: a process that ends closes its connections before the socket that it listens on,
+/// and a request that comes in between is taken by nobody.
+fn kill(vm: &Vm) -> Result<()> {
+    let mark = vm.console().mark();
+    let script = "p=$(pidof envd); (kill -KILL $p; while kill -0 $p; do :; done; printf '\\nenvd is dead\\n' >/dev/ttyS0) 2>/dev/null &";
+    // The answer may be lost together with envd.
+    let _ = vm.exec_as(Via::Tcp, script, Some("root"));
+    vm.console().wait_after(mark, "envd is dead").map(drop)
 }
 
 /// The two ways in which the platform's builder brings in a new envd: afterwards the new file runs, and the old one was

@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -23,6 +24,9 @@ pub use qmp::Qmp;
 use crate::image::Image;
 use crate::net::{GUEST, NetNs};
 use crate::{paths, wait};
+
+/// From QEMU's start to the console's first line: that of PID 1, for the kernel is quiet.
+const FIRST_WORD: Duration = Duration::from_secs(10);
 
 /// A running VM. Dropping it ends QEMU and its companions and removes the namespace and all files.
 #[derive(Debug)]
@@ -134,6 +138,12 @@ impl Vm {
     /// How QEMU ended, once it has.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.qemu.ended()
+    }
+
+    /// Whether it has ended without a word. Some say nothing for long: they are not waited for.
+    fn is_stillborn(&self) -> bool {
+        let _ = self.console().wait_within(Mark::default(), "", FIRST_WORD);
+        self.console().has_ended() && self.console().bytes() == 0
     }
 
     /// Waits until the guest has ended the VM.
