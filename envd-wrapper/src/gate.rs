@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
@@ -17,20 +17,36 @@ use crate::report;
 /// No path is longer.
 const LONGEST: u64 = 4096;
 
-/// Waits until envd may be started. The answer is the cgroup that was made for it.
-pub(crate) fn pass() -> Option<PathBuf> {
-    let gate = report::is_our_inits_service().then(pipe).flatten()?;
-    let told = read(gate);
-    if let Ok(null) = File::open("/dev/null") {
-        let _ = nix::unistd::dup2_stdin(null); // a pipe at its end does as well
-    }
-    told
+/// Readable once envd may be started.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    pipe: File,
 }
 
-/// Standard input, if it is a pipe.
-fn pipe() -> Option<File> {
-    let input = File::from(io::stdin().as_fd().try_clone_to_owned().ok()?);
-    input.metadata().is_ok_and(|about| about.file_type().is_fifo()).then_some(input)
+impl AsFd for Gate {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
+
+impl Gate {
+    /// Standard input, where it is our own PID 1's pipe.
+    pub(crate) fn find() -> Option<Self> {
+        if !report::is_our_inits_service() {
+            return None;
+        }
+        let pipe = File::from(io::stdin().as_fd().try_clone_to_owned().ok()?);
+        pipe.metadata().is_ok_and(|about| about.file_type().is_fifo()).then_some(Self { pipe })
+    }
+
+    /// The cgroup that was made for envd. Who tells it closes his end with that.
+    pub(crate) fn pass(self) -> Option<PathBuf> {
+        let told = read(self.pipe);
+        if let Ok(null) = File::open("/dev/null") {
+            let _ = nix::unistd::dup2_stdin(null); // a pipe at its end does as well
+        }
+        told
+    }
 }
 
 fn read(gate: impl Read) -> Option<PathBuf> {

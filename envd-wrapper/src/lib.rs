@@ -37,6 +37,8 @@ use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use args::{Command, Settings};
+use guest::reactor::ReactorError;
+use supervisor::Supervisor;
 use tracing::error;
 
 /// Wrong usage.
@@ -76,8 +78,7 @@ fn run(settings: Settings) -> ExitCode {
     supervise(settings, &alone)
 }
 
-fn supervise(mut settings: Settings, alone: &alone::Alone) -> ExitCode {
-    settings.home = gate::pass();
+fn supervise(settings: Settings, alone: &alone::Alone) -> ExitCode {
     // Nothing is opened for the log before envd has started.
     guest::log::begin("wrapper");
     // Our own PID 1 would take it for more to log, and has read the same configuration.
@@ -88,7 +89,7 @@ fn supervise(mut settings: Settings, alone: &alone::Alone) -> ExitCode {
     }
     alone.tell();
     guest::log::set_debug(settings.config.log.debug);
-    match supervisor::Supervisor::new(settings).and_then(supervisor::Supervisor::run) {
+    match Supervisor::new(settings).and_then(begin) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             guest::log::reopen();
@@ -96,6 +97,12 @@ fn supervise(mut settings: Settings, alone: &alone::Alone) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What needs nothing but the root file system is done on this side of the gate.
+fn begin(mut supervisor: Supervisor) -> Result<(), ReactorError> {
+    supervisor.look_ahead();
+    if supervisor.wait_at(gate::Gate::find())? { supervisor.run() } else { Ok(()) }
 }
 
 /// The same program runs that would be supervised, as if it lay where we were called: descriptors, signals and exit code are its own.

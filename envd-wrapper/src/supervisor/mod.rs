@@ -15,9 +15,11 @@ use nix::sys::signal::Signal;
 use tracing::{info, warn};
 
 use crate::args::Settings;
+use crate::choose;
 use crate::cleanup::{self, Home};
 use crate::drain::Stream;
 use crate::facts::Known;
+use crate::gate::Gate;
 use crate::keep::{self, Keep, Order};
 use crate::probe::Probe;
 use crate::report::Reporter;
@@ -37,6 +39,11 @@ const LONGEST_CHECK: Duration = Duration::from_secs(15);
 /// Shared by both streams.
 const BUFFER: usize = 64 * 1024;
 
+/// So much of envd is loaded before it may be started, and the rest while it starts.
+const ENVDS_HEAD: u32 = 1024 * 1024;
+/// One turn at the gate.
+const GATE_TURN: Duration = Duration::from_secs(1);
+
 const STEPS: Token = 1;
 const STDOUT: Token = 2;
 const STDERR: Token = 3;
@@ -44,6 +51,7 @@ const PROBE: Token = 4;
 const CONSOLE: Token = 5;
 const VERSION: Token = 6;
 const REPORT: Token = 7;
+const GATE: Token = 8;
 
 /// Signals that end us; every other one is taken and passed over, never passed on (HUP would kill a Go program).
 const ENDING: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
@@ -96,7 +104,7 @@ impl Supervisor {
             probe_begun: Moment::ZERO,
             slow: false,
             blind: false,
-            home: Home::find(settings.cgroup()),
+            home: Home::default(),
             untold: None,
             quiet_until: None,
             known: Known::default(),
@@ -109,6 +117,43 @@ impl Supervisor {
             refusals: Vec::new(),
             settings,
         })
+    }
+
+    /// Has the file read that envd will be started from, unless the choice is another one by then.
+    pub(crate) fn look_ahead(&mut self) {
+        let verdict = choose::choose(&self.settings.search(), &mut self.known);
+        if let Some(path) = verdict.chosen() {
+            guest::files::read_ahead(path, Some(ENVDS_HEAD));
+        }
+    }
+
+    /// Waits until envd may be started, where somebody tells when. False: we are to end first.
+    pub(crate) fn wait_at(&mut self, gate: Option<Gate>) -> Result<bool, ReactorError> {
+        if let Some(gate) = gate {
+            self.reactor.add(&gate, GATE, Interest::Read)?;
+            if !self.gate_opens()? {
+                return Ok(false);
+            }
+            self.reactor.remove(&gate);
+            self.settings.home = gate.pass();
+        }
+        self.home = Home::find(self.settings.cgroup());
+        Ok(true)
+    }
+
+    fn gate_opens(&mut self) -> Result<bool, ReactorError> {
+        loop {
+            // Who sleeps for longer lets go of memory that the start needs.
+            for wake in self.reactor.wait(Some(clock::now() + GATE_TURN))? {
+                match wake {
+                    Wake::Signal(received) if received.signal().is_some_and(|it| ENDING.contains(&it)) => {
+                        return Ok(false);
+                    }
+                    Wake::Signal(_) => {}
+                    Wake::Io(_) => return Ok(true),
+                }
+            }
+        }
     }
 
     /// Runs until it was told to stop and envd has ended.

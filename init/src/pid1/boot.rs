@@ -3,9 +3,9 @@
 //! Nothing stands between the start and envd's exec that envd does not need: /dev, /proc, /run and the other mounts, the
 //! cgroups' controllers, and what envd's service waits for. That is compiled in, so no file is read before it but one that
 //! an owner has put in its place; the console is opened afterwards, and says then what has waited. envd's wrapper is executed
-//! as soon as it can be, and held until all that is there: two processors do the two at the same time. Everything else follows
-//! in [`STEPS`], one at a time and only while nothing else is to be done, so that a service which envd waits for is reaped,
-//! and envd started, between two of them.
+//! first of all, [ahead](Ahead) of the rest, and held until all that is there: two processors do the two at the same time.
+//! Everything else follows in [`STEPS`], one at a time and only while nothing else is to be done, so that a service which envd
+//! waits for is reaped, and envd started, between two of them.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -13,10 +13,10 @@ use guest::{
     cgroup::{ENVD, INIT_SCOPE, SLICE, Tree},
     clock::{Moment, now},
     cmdline::Cmdline,
-    config, files, log,
+    config, log,
     reactor::Reactor,
     service::{
-        check,
+        Readiness, Service, check,
         load::{self, Loaded},
     },
 };
@@ -32,8 +32,12 @@ use super::{
     machine::{Machine, SIGNALS, Step},
     mounts,
     network::Network,
-    reap, setup,
+    reap,
+    service::Ahead,
+    setup,
 };
+
+const ENVD_SERVICE: &str = "envd";
 
 /// What follows envd's start, in this order.
 pub(super) const STEPS: [Step; 17] = [
@@ -62,11 +66,6 @@ pub(super) const STEPS: [Step; 17] = [
     ("the services", Machine::start_services),
 ];
 
-/// Where the platform puts envd. Elsewhere it starts as well, a few milliseconds later.
-const ENVDS_FILE: &str = "/usr/bin/envd";
-/// As much of it is loaded beside the mounts; its supervisor has the rest loaded while it starts.
-const ENVDS_HEAD: u32 = 1024 * 1024;
-
 /// After so many faults only what is needed to reach envd and this machine is done: one of the other steps may be the cause.
 const TOO_MANY_FAULTS: u8 = 3;
 const STEPS_AFTER_FAULTS: [Step; 4] = [
@@ -82,21 +81,19 @@ const LEFTOVERS: Duration = Duration::from_secs(3);
 /// then what the run before has left is ended first.
 pub(super) fn boot(faults: &Faults) -> Machine {
     let begin = now();
-    // The disk is slow and the processor is not: what envd's exec needs is there by the time it is reached.
-    files::read_ahead(Path::new(ENVDS_FILE), Some(ENVDS_HEAD));
     let early = mounts::first();
     own_stdio();
+    let limits = super::guarded("the limits", setup::limits).unwrap_or_default(); // which services inherit
+    let ahead = if faults.count == 0 { execute_ahead() } else { None };
     log::begin("init");
     let mut machine = Machine::new(reactor(), STEPS.to_vec());
     if faults.count > 0 {
         super::guarded("ending the last run", || after_a_fault(&mut machine, faults));
     }
-    let warnings = super::guarded("the limits", setup::limits).unwrap_or_default();
-    machine.stages.warn_all(warnings);
-    machine.hold_envd();
+    machine.stages.warn_all(limits);
     machine.stages.step_since(begin, "mounts", || mounts::needed(&early));
     machine.stages.step("cgroups", || cgroups::first(&machine.tree));
-    machine.start_envd();
+    machine.start_envd(ahead);
     machine
 }
 
@@ -105,6 +102,11 @@ fn own_stdio() {
     use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
     let Ok(null) = fs::File::options().read(true).write(true).open("/dev/null") else { return };
     let _ = dup2_stdin(&null).and(dup2_stdout(&null)).and(dup2_stderr(&null)); // what was there does as well
+}
+
+/// envd's wrapper, which is busy with its own start while PID 1 makes what envd needs.
+fn execute_ahead() -> Option<Ahead> {
+    super::guarded("executing envd's wrapper", || Ahead::execute(ENVD_SERVICE)).flatten()
 }
 
 /// Without it there is nothing to do but try again.
@@ -156,31 +158,26 @@ fn end_leftovers(tree: &Tree) -> bool {
 }
 
 impl Machine {
-    /// envd's wrapper is executed while another processor makes what envd needs; it waits for [`Machine::start_envd`]. The socket
-    /// by which it tells how envd is comes first.
-    fn hold_envd(&mut self) {
-        super::guarded("starting envd's wrapper", || {
-            let begin = now();
-            if let Some(warning) = self.open_notify() {
-                self.stages.warn(warning);
-            }
-            let Loaded { mut services, .. } =
-                load::chain(Path::new(load::SHIPPED), Path::new(load::OWN), "envd");
-            check::untangle(&mut services);
-            self.services.add(services);
-            let (services, world) = self.split();
-            services.start_held("envd", world);
-            self.stages.add("wrapper", begin, now(), None);
-        });
-    }
-
-    /// envd, and what it waits for.
-    fn start_envd(&mut self) {
+    /// envd, and what it waits for, as the owner's files have them.
+    fn start_envd(&mut self, ahead: Option<Ahead>) {
         super::guarded("starting envd", || {
             let begin = now();
+            let Loaded { mut services, .. } =
+                load::chain(Path::new(load::SHIPPED), Path::new(load::OWN), ENVD_SERVICE);
+            check::untangle(&mut services);
+            // The wrapper has nothing to tell before envd runs; another one may be ready at once.
+            let tells = |service: &Service| service.readiness == Readiness::Notify;
+            if services.values().any(|service| service.name != ENVD_SERVICE && tells(service)) {
+                self.open_notify();
+            }
+            self.services.add(services);
             let (services, world) = self.split();
+            if let Some(ahead) = ahead {
+                services.take_over(ahead, world);
+            }
             services.pump(world);
             self.stages.add("envd_spawn", begin, now(), None);
+            self.open_notify();
         });
     }
 

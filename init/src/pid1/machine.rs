@@ -442,14 +442,14 @@ impl Machine {
         self.services.stay_up();
     }
 
-    /// Opens what needs /run; to be tried again while it fails.
-    pub(super) fn open_notify(&mut self) -> Option<String> {
+    /// Where it is not open yet.
+    pub(super) fn open_notify(&mut self) {
+        if self.notify.is_some() {
+            return;
+        }
         match NotifySocket::open(Path::new(notify::SOCKET), &self.reactor) {
-            Ok(socket) => {
-                self.notify = Some(socket);
-                None
-            }
-            Err(error) => Some(format!("cannot open {}: {error}", notify::SOCKET)),
+            Ok(socket) => self.notify = Some(socket),
+            Err(error) => self.stages.warn(format!("cannot open {}: {error}", notify::SOCKET)),
         }
     }
 }

@@ -6,13 +6,14 @@ use guest::{
     cgroup::Tree,
     clock::Moment,
     control::{ExitReport, ServiceStatus},
-    service::{Service, builtin, load},
+    service::{Service, load},
     supervise::Event,
     sys::Reaped,
 };
 use tracing::{info, warn};
 
 use super::{
+    ahead::Ahead,
     report::Tally,
     unit::{Kind, Unit, World},
 };
@@ -89,16 +90,12 @@ impl Services {
         found.ok_or_else(|| StartError::Unknown(name.to_owned()))
     }
 
-    /// Executes the program of a service that has to wait, where it is one that can be held: envd's supervisor, so that it is there
-    /// when envd may be started.
-    pub(in crate::pid1) fn start_held(&mut self, name: &str, world: World<'_>) {
-        let shipped = builtin::service(name);
-        let held = |unit: &&mut Unit| {
-            unit.name() == name
-                && shipped.as_ref().is_some_and(|shipped| shipped.command == unit.service.command)
-        };
-        if let Some(unit) = self.units.iter_mut().find(held) {
-            unit.start_held(world);
+    /// What was executed ahead is its service's process from here on, and held until that may start. Where the service is another
+    /// one by now, the process is ended.
+    pub(in crate::pid1) fn take_over(&mut self, mut ahead: Ahead, world: World<'_>) {
+        let taken = self.units.iter_mut().find_map(|unit| Some((ahead.hand_over_to(&unit.service)?, unit)));
+        if let Some((process, unit)) = taken {
+            unit.hold(process, world);
         }
     }
 

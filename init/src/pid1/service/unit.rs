@@ -79,7 +79,7 @@ struct Process {
     group_entered: bool,
     /// When it is given up, once it was killed.
     gone_by: Option<Moment>,
-    /// What holds it back, while it is [held](Unit::start_held).
+    /// What holds it back, while it is [held](Unit::hold).
     gate: Option<OwnedFd>,
     /// It was started before there was a cgroup for it, and is still in PID 1's.
     unsettled: bool,
@@ -121,8 +121,8 @@ pub(in crate::pid1) struct Unit {
     last_exit: Option<ExitReport>,
     /// It is to be started as soon as what it waits for has settled.
     pub(in crate::pid1) wanted: bool,
-    /// Its program may be executed before that, and is held back.
-    held: bool,
+    /// Its process, executed ahead, for the start that comes next.
+    ahead: Option<Spawned>,
     /// It was ready once, has ended, or will not run: who waits for it need not any more.
     settled: bool,
     /// It will not run on this machine: a path of `only_if` is missing.
@@ -148,7 +148,7 @@ impl Unit {
         Self {
             machine: Machine::new(program::policy(&service)),
             wanted: service.enabled,
-            held: false,
+            ahead: None,
             service,
             next: None,
             index,
@@ -306,35 +306,36 @@ impl Unit {
         }
     }
 
-    /// Executes its program before what it waits for is there, its cgroup included: the program is one that waits at a gate,
-    /// and does until [`Unit::go`] what of its own start needs nothing.
-    pub(super) fn start_held(&mut self, world: World<'_>) {
-        self.held = true;
+    /// Its process is there before what it waits for, its cgroup included: it waits at a gate, and does until [`Unit::go`] what of
+    /// its own start needs nothing.
+    pub(super) fn hold(&mut self, process: Spawned, world: World<'_>) {
+        self.ahead = Some(process);
         self.event(Event::Start, world);
     }
 
     /// What it has waited for is there.
     pub(super) fn go(&mut self, world: World<'_>) {
         self.wanted = false;
-        if std::mem::take(&mut self.held) {
-            self.open_gate(world);
-        } else {
-            self.event(Event::Start, world);
+        match self.process.as_mut().and_then(|process| process.gate.take()) {
+            Some(gate) => self.open(&gate, world),
+            None => self.event(Event::Start, world),
         }
     }
 
     /// Tells the one who waits at the gate the cgroup that was made for it, which it is put into later: moving a process takes the
     /// kernel milliseconds.
-    fn open_gate(&mut self, world: World<'_>) {
+    fn open(&mut self, gate: &OwnedFd, world: World<'_>) {
         let group_is_new = self.prepare_group(world.tree);
         let group = self.service.group_path();
         let Some(process) = &mut self.process else { return };
-        let Some(gate) = process.gate.take() else { return };
+        if !group_is_new {
+            process.oom_kills = world.tree.oom_kills(&group).unwrap_or(0);
+        }
         process.unsettled = group_is_new;
         process.group_entered = group_is_new || world.tree.enter(&group, process.pid).is_ok();
         if group_is_new {
             // A pipe takes so little at once; one that is dead does not need it any more.
-            let _ = nix::unistd::write(&gate, world.tree.path(&group).as_os_str().as_bytes());
+            let _ = nix::unistd::write(gate, world.tree.path(&group).as_os_str().as_bytes());
         }
     }
 
@@ -347,16 +348,13 @@ impl Unit {
     }
 
     fn spawn(&mut self, world: World<'_>) -> Event {
-        let held = self.held && self.wanted;
-        self.wanted = held;
+        let ahead = self.ahead.take();
+        self.wanted = ahead.is_some();
         self.skipped = false;
         self.failure = None;
         self.survivors = false;
         self.runs.begun += 1;
-        let outcome = self
-            .program(held, world)
-            .and_then(|program| spawn::spawn(&program).map_err(|error| error.to_string()));
-        match outcome {
+        match ahead.map_or_else(|| self.execute(world), Ok) {
             Ok(spawned) => {
                 self.register(spawned, world);
                 Event::Spawned
@@ -369,12 +367,10 @@ impl Unit {
         }
     }
 
-    /// One that is held is none of its cgroup's yet.
-    fn program(&self, held: bool, world: World<'_>) -> Result<Program, String> {
-        let cgroup_is_new = !held && self.prepare_group(world.tree);
-        let program = program::program(&self.service, world.tree)?;
-        let cgroup = program.cgroup.filter(|_| !held);
-        Ok(Program { cgroup, cgroup_is_new, held, ..program })
+    fn execute(&self, world: World<'_>) -> Result<Spawned, String> {
+        let cgroup_is_new = self.prepare_group(world.tree);
+        let program = Program { cgroup_is_new, ..program::program(&self.service, world.tree)? };
+        spawn::spawn(&program).map_err(|error| error.to_string())
     }
 
     fn failed(&mut self, why: &str) {
@@ -410,6 +406,7 @@ impl Unit {
     /// From here on the process is known: nothing is reaped between the fork and this, for there is one thread.
     fn register(&mut self, spawned: Spawned, world: World<'_>) {
         let group = self.service.group_path();
+        let held = spawned.gate.is_some(); // its cgroup is not there yet
         let process = Process {
             pid: spawned.pid.as_raw(),
             steps: self.watch(Some(spawned.steps), 0, world.reactor),
@@ -418,8 +415,8 @@ impl Unit {
                 self.watch(spawned.stderr, 2, world.reactor),
             ],
             lines: [Lines::default(), Lines::default()],
-            oom_kills: world.tree.oom_kills(&group).unwrap_or(0),
-            group_entered: spawned.gate.is_none(),
+            oom_kills: if held { 0 } else { world.tree.oom_kills(&group).unwrap_or(0) },
+            group_entered: !held,
             gone_by: None,
             gate: spawned.gate,
             unsettled: false,
