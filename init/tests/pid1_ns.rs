@@ -414,6 +414,22 @@ fn deaths_of_envd_that_its_wrapper_tells_are_in_the_tally_once_each() {
     until("three deaths", || (restarts() == [1, 2, 3]).then_some(()));
 }
 
+/// envd has the processors for itself while it starts; an envd that never gets ready costs the others nothing but a moment.
+#[test]
+fn services_start_once_envd_is_ready_and_without_it_all_the_same() {
+    let envd = |script: &str| {
+        format!("command = ['/bin/sh', '-c', '{script}']\nreadiness = {{ file = '/run/envd-is-ready' }}\n")
+    };
+    let web = "command = ['/bin/sh', '-c', 'test -e /run/envd-is-ready; echo $? >/outside/log']\nkind = 'oneshot'\n";
+    for (script, found) in
+        [("sleep 0.1; touch /run/envd-is-ready; exec sleep 1000", "0\n"), ("exec sleep 1000", "1\n")]
+    {
+        let world = World::boot(&[("envd", &envd(script)), ("web", web)]);
+        let told = || fs::read_to_string(world.root.path().join("outside/log")).unwrap_or_default();
+        assert_eq!(until("web has run", || Some(told()).filter(|told| !told.is_empty())), found);
+    }
+}
+
 #[test]
 fn ten_thousand_orphans_are_reaped_and_a_service_restarts_meanwhile() {
     let world = World::boot(&[]);

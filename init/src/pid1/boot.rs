@@ -5,9 +5,10 @@
 //! an owner has put in its place; the console is opened afterwards, and says then what has waited. envd's wrapper is executed
 //! first of all, [ahead](Ahead) of the rest, and held until all that is there: two processors do the two at the same time.
 //! Everything else follows in [`STEPS`], one at a time and only while nothing else is to be done, so that a service which envd
-//! waits for is reaped, and envd started, between two of them.
+//! waits for is reaped, and envd started, between two of them. The other services come last, when envd is ready: however many they
+//! are, they do not take the processors away from it.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use guest::{
     cgroup::{ENVD, INIT_SCOPE, SLICE, Tree},
@@ -35,12 +36,13 @@ use super::{
     reap,
     service::Ahead,
     setup,
+    stages::Stages,
 };
 
-const ENVD_SERVICE: &str = "envd";
+pub(super) const ENVD_SERVICE: &str = "envd";
 
 /// What follows envd's start, in this order.
-pub(super) const STEPS: [Step; 17] = [
+pub(super) const STEPS: [Step; 16] = [
     ("the console", Machine::open_console),
     ("the configuration", Machine::configure),
     ("the network", Machine::start_network),
@@ -62,8 +64,6 @@ pub(super) const STEPS: [Step; 17] = [
     ("devices", |machine| machine.set_up("devices", |_| setup::devices())),
     ("random", |machine| machine.set_up("random", |_| setup::random::seed())),
     ("clock", |machine| machine.set_up("clock", clock)),
-    // They read the settings, the names and the identity of above as they start.
-    ("the services", Machine::start_services),
 ];
 
 /// After so many faults only what is needed to reach envd and this machine is done: one of the other steps may be the cause.
@@ -84,16 +84,22 @@ pub(super) fn boot(faults: &Faults) -> Machine {
     let early = mounts::first();
     own_stdio();
     let limits = super::guarded("the limits", setup::limits).unwrap_or_default(); // which services inherit
-    let ahead = if faults.count == 0 { execute_ahead() } else { None };
+    let mut ahead = if faults.count == 0 { execute_ahead() } else { None };
     log::begin("init");
-    let mut machine = Machine::new(reactor(), STEPS.to_vec());
+    let (tree, mut stages) = (Tree::default(), Stages::default());
+    stages.warn_all(limits);
+    stages.step_since(begin, "mounts", || mounts::needed(&early));
+    stages.step("cgroups", || cgroups::first(&tree));
+    let services =
+        super::guarded("reading envd's definition", envd_and_what_it_waits_for).unwrap_or_default();
+    if let Some(ahead) = &mut ahead {
+        super::guarded("letting envd start", || ahead.go_on(&services, &tree));
+    }
+    let mut machine = Machine::new(reactor(), tree, stages, STEPS.to_vec());
     if faults.count > 0 {
         super::guarded("ending the last run", || after_a_fault(&mut machine, faults));
     }
-    machine.stages.warn_all(limits);
-    machine.stages.step_since(begin, "mounts", || mounts::needed(&early));
-    machine.stages.step("cgroups", || cgroups::first(&machine.tree));
-    machine.start_envd(ahead);
+    machine.start_envd(services, ahead);
     machine
 }
 
@@ -107,6 +113,14 @@ fn own_stdio() {
 /// envd's wrapper, which is busy with its own start while PID 1 makes what envd needs.
 fn execute_ahead() -> Option<Ahead> {
     super::guarded("executing envd's wrapper", || Ahead::execute(ENVD_SERVICE)).flatten()
+}
+
+/// As the owner's files have it. What is wrong with them is told with all others'.
+fn envd_and_what_it_waits_for() -> BTreeMap<String, Service> {
+    let Loaded { mut services, .. } =
+        load::chain(Path::new(load::SHIPPED), Path::new(load::OWN), ENVD_SERVICE);
+    check::untangle(&mut services);
+    services
 }
 
 /// Without it there is nothing to do but try again.
@@ -131,6 +145,7 @@ fn after_a_fault(machine: &mut Machine, &Faults { count: faults, signal }: &Faul
     error!("init was executed anew after {signal} (fault {faults} of late); its services start again");
     if faults >= TOO_MANY_FAULTS {
         machine.steps = STEPS_AFTER_FAULTS.into();
+        machine.services_due = None;
         let left = "it starts envd and the relay and answers envdctl, and leaves out configuration, network and the rest";
         machine.stages.warn(format!("init has failed {faults} times of late: {left}"));
     }
@@ -158,13 +173,10 @@ fn end_leftovers(tree: &Tree) -> bool {
 }
 
 impl Machine {
-    /// envd, and what it waits for, as the owner's files have them.
-    fn start_envd(&mut self, ahead: Option<Ahead>) {
+    /// What was executed ahead becomes envd's service's process; what is not there yet starts.
+    fn start_envd(&mut self, services: BTreeMap<String, Service>, ahead: Option<Ahead>) {
         super::guarded("starting envd", || {
             let begin = now();
-            let Loaded { mut services, .. } =
-                load::chain(Path::new(load::SHIPPED), Path::new(load::OWN), ENVD_SERVICE);
-            check::untangle(&mut services);
             // The wrapper has nothing to tell before envd runs; another one may be ready at once.
             let tells = |service: &Service| service.readiness == Readiness::Notify;
             if services.values().any(|service| service.name != ENVD_SERVICE && tells(service)) {
@@ -217,7 +229,7 @@ impl Machine {
     }
 
     /// All the others. Mistakes in their files are warnings here; what can run, runs.
-    fn start_services(&mut self) {
+    pub(super) fn start_services(&mut self) {
         let begin = now();
         let Loaded { mut services, problems } = load::load(Path::new(load::SHIPPED), Path::new(load::OWN));
         let wrong = check::check(&services, &|path: &Path| path.exists());
@@ -293,6 +305,12 @@ fn names(machine: &Machine) -> Vec<String> {
 
 fn clock(machine: &Machine) -> Vec<String> {
     if machine.config.boot.ptp_clock { setup::clock::set_from_ptp() } else { Vec::new() }
+}
+
+/// When the services start though envd is not ready yet. They read, as they start, the settings, names and identity that the steps
+/// have made.
+pub(super) fn services_due(begin: Moment) -> Moment {
+    begin + Duration::from_secs(2)
 }
 
 /// When PID 1 goes into its cgroup though envd is not healthy yet.

@@ -27,7 +27,7 @@ use super::{
     notify::NotifySocket,
     reap,
     restore::ClockWatch,
-    service::{Kind, Services, World},
+    service::{Kind, Services, Unit, World},
     shutdown::{Action, Phase, Seen, Shutdown},
     stages::Stages,
 };
@@ -87,6 +87,8 @@ pub(super) struct Machine {
     pub(super) steps: VecDeque<Step>,
     /// Turns in which something else was to be done than the next step.
     put_off: u32,
+    /// When the services start at the latest, once no step is left; `None` once they have. They start when envd is ready.
+    pub(super) services_due: Option<Moment>,
     /// When PID 1 and envd's wrapper go into their cgroups at the latest; `None` once they have.
     pub(super) settles_at: Option<Moment>,
     pub(super) reactor: Reactor,
@@ -115,15 +117,16 @@ pub(super) struct Machine {
 
 impl Machine {
     /// Knows nothing yet, and has all `steps` before it.
-    pub(super) fn new(reactor: Reactor, steps: Vec<Step>) -> Self {
+    pub(super) fn new(reactor: Reactor, tree: Tree, stages: Stages, steps: Vec<Step>) -> Self {
         let (config, cmdline) = (Config::default(), Cmdline::default());
         Self {
             steps: steps.into(),
             put_off: 0,
+            services_due: Some(boot::services_due(now())),
             settles_at: Some(boot::settling(now())),
             reactor,
-            tree: Tree::default(),
-            stages: Stages::default(),
+            tree,
+            stages,
             services: Services::default(),
             network: Network::new(&cmdline, &config.network),
             notify: None,
@@ -187,6 +190,7 @@ impl Machine {
             self.control.deadline(),
             self.network.deadline(),
             shutdown,
+            self.services_due,
             self.settles_at,
         ]
         .into_iter()
@@ -279,6 +283,12 @@ impl Machine {
         self.network_timer();
         self.control_goals();
         self.shutdown_turn();
+        if self.steps.is_empty() && self.services_due.is_some_and(|at| at <= now() || self.envd_is_settled())
+        {
+            self.services_due = None;
+            guarded("the services", || self.start_services());
+            self.tell_boot();
+        }
         if self.settles_at.is_none_or(|at| at <= now()) {
             self.enter_scope();
         }
@@ -324,11 +334,16 @@ impl Machine {
         self.tell_boot();
     }
 
-    /// Once envd is healthy and no step is left: what the boot did, for machines.
+    /// Whether nobody need wait for envd any more.
+    fn envd_is_settled(&self) -> bool {
+        self.services.find(boot::ENVD_SERVICE).is_none_or(Unit::is_settled)
+    }
+
+    /// Once envd is healthy and nothing of the boot is left: what the boot did, for machines.
     fn tell_boot(&mut self) {
         let Some(envd) = &self.envd else { return };
         let (Some(exec), Some(healthy)) = (envd.exec_ns, envd.healthy_ns) else { return };
-        if self.boot_told || !self.steps.is_empty() {
+        if self.boot_told || !self.steps.is_empty() || self.services_due.is_some() {
             return;
         }
         self.boot_told = true;

@@ -95,7 +95,7 @@ impl Services {
     pub(in crate::pid1) fn take_over(&mut self, mut ahead: Ahead, world: World<'_>) {
         let taken = self.units.iter_mut().find_map(|unit| Some((ahead.hand_over_to(&unit.service)?, unit)));
         if let Some((process, unit)) = taken {
-            unit.hold(process, world);
+            unit.take_over(process, world);
         }
     }
 
@@ -297,7 +297,7 @@ impl Services {
 
 /// Why a service is not for this machine: a path of `only_if` that is missing, a folder of `only_if_filled` that is empty, a path of
 /// `only_if_absent` that is there.
-fn missing(service: &Service) -> Option<String> {
+pub(super) fn missing(service: &Service) -> Option<String> {
     let filled = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
     let absent = service.only_if.iter().find(|path| !path.exists());
     let empty = || service.only_if_filled.iter().find(|path| !filled(path));

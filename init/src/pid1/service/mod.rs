@@ -2,6 +2,7 @@
 //! hand them their events, and tell of their ends.
 
 mod ahead;
+mod gate;
 mod manager;
 mod probe;
 mod program;

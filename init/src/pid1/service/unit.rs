@@ -3,7 +3,7 @@
 //! | phase | process | left by |
 //! |---|---|---|
 //! | waiting | none | everything in `after` has settled → the machine's `Start` |
-//! | held | executed, and waits at its gate | everything in `after` has settled → the gate opens |
+//! | held | executed [ahead](super::ahead), and waits at its gate | everything in `after` has settled → the gate opens |
 //! | the machine's states | as [`guest::supervise`] has them | |
 //! | draining | main one dead, others left in its cgroup or below it | they are dead too, or a bound → the machine's `Exited` |
 //! | killed | alive after SIGKILL, since the kernel holds it | reaped → draining; a bound → left to itself, the machine's `Exited` |
@@ -11,13 +11,10 @@
 //! Draining means that a restart never meets what the last run left behind, and that "restarted" is told only when the old
 //! one is wholly gone.
 
-use std::{
-    os::{fd::OwnedFd, unix::ffi::OsStrExt},
-    time::Duration,
-};
+use std::{os::fd::OwnedFd, time::Duration};
 
 use guest::{
-    cgroup::Tree,
+    cgroup::{CgroupError, Tree},
     clock::Moment,
     control::{ExitReport, ServiceStatus},
     lines::Lines,
@@ -36,6 +33,8 @@ use nix::{
 use tracing::{debug, info, warn};
 
 use super::{
+    ahead,
+    gate::{self, Passed},
     probe::Probe,
     program,
     report::{self, Circumstances, Tail},
@@ -79,7 +78,7 @@ struct Process {
     group_entered: bool,
     /// When it is given up, once it was killed.
     gone_by: Option<Moment>,
-    /// What holds it back, while it is [held](Unit::hold).
+    /// What holds it back, while it is [held](super::ahead).
     gate: Option<OwnedFd>,
     /// It was started before there was a cgroup for it, and is still in PID 1's.
     unsettled: bool,
@@ -122,7 +121,7 @@ pub(in crate::pid1) struct Unit {
     /// It is to be started as soon as what it waits for has settled.
     pub(in crate::pid1) wanted: bool,
     /// Its process, executed ahead, for the start that comes next.
-    ahead: Option<Spawned>,
+    ahead: Option<ahead::Process>,
     /// It was ready once, has ended, or will not run: who waits for it need not any more.
     settled: bool,
     /// It will not run on this machine: a path of `only_if` is missing.
@@ -306,9 +305,8 @@ impl Unit {
         }
     }
 
-    /// Its process is there before what it waits for, its cgroup included: it waits at a gate, and does until [`Unit::go`] what of
-    /// its own start needs nothing.
-    pub(super) fn hold(&mut self, process: Spawned, world: World<'_>) {
+    /// Its process is there already. It waits at a gate for what the service waits for, its cgroup included, unless it has passed it.
+    pub(super) fn take_over(&mut self, process: ahead::Process, world: World<'_>) {
         self.ahead = Some(process);
         self.event(Event::Start, world);
     }
@@ -316,26 +314,24 @@ impl Unit {
     /// What it has waited for is there.
     pub(super) fn go(&mut self, world: World<'_>) {
         self.wanted = false;
-        match self.process.as_mut().and_then(|process| process.gate.take()) {
-            Some(gate) => self.open(&gate, world),
+        let gate = self.process.as_mut().and_then(|process| Some((process.gate.take()?, process.pid)));
+        match gate {
+            Some((gate, pid)) => {
+                let passed = gate::open(&gate, Pid::from_raw(pid), &self.service, world.tree);
+                self.pass(&passed, world);
+            }
             None => self.event(Event::Start, world),
         }
     }
 
-    /// Tells the one who waits at the gate the cgroup that was made for it, which it is put into later: moving a process takes the
-    /// kernel milliseconds.
-    fn open(&mut self, gate: &OwnedFd, world: World<'_>) {
-        let group_is_new = self.prepare_group(world.tree);
-        let group = self.service.group_path();
+    /// Its process has passed its gate.
+    fn pass(&mut self, passed: &Passed, world: World<'_>) {
+        self.tell_first(&passed.problems);
         let Some(process) = &mut self.process else { return };
-        if !group_is_new {
-            process.oom_kills = world.tree.oom_kills(&group).unwrap_or(0);
-        }
-        process.unsettled = group_is_new;
-        process.group_entered = group_is_new || world.tree.enter(&group, process.pid).is_ok();
-        if group_is_new {
-            // A pipe takes so little at once; one that is dead does not need it any more.
-            let _ = nix::unistd::write(gate, world.tree.path(&group).as_os_str().as_bytes());
+        process.group_entered = passed.group_entered;
+        process.unsettled = passed.unsettled;
+        if !passed.unsettled {
+            process.oom_kills = world.tree.oom_kills(&self.service.group_path()).unwrap_or(0);
         }
     }
 
@@ -348,8 +344,8 @@ impl Unit {
     }
 
     fn spawn(&mut self, world: World<'_>) -> Event {
-        let ahead = self.ahead.take();
-        self.wanted = ahead.is_some();
+        let (ahead, passed) = self.ahead.take().map(|ahead| (ahead.spawned, ahead.passed)).unzip();
+        self.wanted = ahead.as_ref().is_some_and(|spawned| spawned.gate.is_some());
         self.skipped = false;
         self.failure = None;
         self.survivors = false;
@@ -357,6 +353,9 @@ impl Unit {
         match ahead.map_or_else(|| self.execute(world), Ok) {
             Ok(spawned) => {
                 self.register(spawned, world);
+                if let Some(passed) = passed.flatten() {
+                    self.pass(&passed, world);
+                }
                 Event::Spawned
             }
             Err(why) => {
@@ -384,23 +383,17 @@ impl Unit {
         self.told = Some(why.to_owned());
     }
 
-    /// Whether it is a new one. What is shared with others is never killed as a whole, and as good as new.
     fn prepare_group(&self, tree: &Tree) -> bool {
-        let group = self.service.group_path();
-        let made = if self.service.placement == Placement::InitScope {
-            tree.make(&group).map(|()| true)
-        } else {
-            tree.make_anew(&group)
-        };
-        let is_new = matches!(made, Ok(true));
-        let mut problems: Vec<_> = made.err().into_iter().collect();
-        problems.extend(tree.set(&group, &self.service.cgroup));
-        if self.machine.restarts() == 0 {
-            for problem in problems {
-                warn!("{}: {problem}", self.name());
-            }
-        }
+        let (is_new, problems) = gate::prepare_group(&self.service, tree);
+        self.tell_first(&problems);
         is_new
+    }
+
+    /// Said at the first start alone.
+    fn tell_first(&self, problems: &[CgroupError]) {
+        if self.machine.restarts() == 0 {
+            problems.iter().for_each(|problem| warn!("{}: {problem}", self.name()));
+        }
     }
 
     /// From here on the process is known: nothing is reaped between the fork and this, for there is one thread.
