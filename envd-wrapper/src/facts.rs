@@ -1,6 +1,6 @@
 //! What is known of a program's file. Read once: while a file is the same, a restart need not wait for it to be read again.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -50,7 +50,7 @@ struct Facts {
 /// Everything that was read so far.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    files: HashMap<PathBuf, Facts>,
+    files: BTreeMap<PathBuf, Facts>,
 }
 
 impl Known {

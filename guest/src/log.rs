@@ -4,7 +4,7 @@
 //! component has a token bucket for the console, because a serial line costs a VM exit a byte; what the bucket refuses
 //! still goes to the ring, and is counted and said.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError, TryLockError};
@@ -35,7 +35,7 @@ struct Logger {
     console: Console,
     ring: Ring,
     mirror: Option<Mirror>,
-    sources: HashMap<String, Source>,
+    sources: BTreeMap<String, Source>,
     debug: bool,
 }
 
@@ -57,7 +57,7 @@ pub fn init(component: &'static str) {
 pub fn begin(component: &'static str) {
     let ring = Ring::new(ring::FOLDER, component);
     let console = Console::default();
-    let logger = Logger { component, console, ring, mirror: None, sources: HashMap::new(), debug: false };
+    let logger = Logger { component, console, ring, mirror: None, sources: BTreeMap::new(), debug: false };
     *LOGGER.lock().unwrap_or_else(PoisonError::into_inner) = Some(logger);
     let _ = tracing::subscriber::set_global_default(Bridge);
 }
