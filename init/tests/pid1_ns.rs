@@ -430,6 +430,17 @@ fn services_start_once_envd_is_ready_and_without_it_all_the_same() {
     }
 }
 
+/// An order that came while the services still waited for envd met an unknown name, and the service was started after all.
+#[test]
+fn a_service_that_is_stopped_while_envd_starts_stays_down() {
+    let envd = "command = ['/bin/sleep', '1000']\nreadiness = { file = '/run/never' }\n";
+    let web = "command = ['/bin/sleep', '1000']\n";
+    let world = World::boot(&[("envd", envd), ("web", web)]);
+    let stop = || world.ask(Op::Stop { service: "web".into(), no_block: false });
+    until("the order is taken", || (stop().unwrap() == Reply::Done).then_some(()));
+    assert_eq!(world.wait_state("web", "stopped").pid, None);
+}
+
 #[test]
 fn ten_thousand_orphans_are_reaped_and_a_service_restarts_meanwhile() {
     let world = World::boot(&[]);

@@ -144,14 +144,12 @@ impl Supervisor {
     fn gate_opens(&mut self) -> Result<bool, ReactorError> {
         loop {
             // Who sleeps for longer lets go of memory that the start needs.
-            for wake in self.reactor.wait(Some(clock::now() + GATE_TURN))? {
-                match wake {
-                    Wake::Signal(received) if received.signal().is_some_and(|it| ENDING.contains(&it)) => {
-                        return Ok(false);
-                    }
-                    Wake::Signal(_) => {}
-                    Wake::Io(_) => return Ok(true),
-                }
+            let wakes = self.reactor.wait(Some(clock::now() + GATE_TURN))?;
+            if wakes.iter().any(ends_us) {
+                return Ok(false);
+            }
+            if wakes.iter().any(|wake| matches!(wake, Wake::Io(_))) {
+                return Ok(true);
             }
         }
     }
@@ -328,6 +326,10 @@ impl Supervisor {
         }
         None
     }
+}
+
+fn ends_us(wake: &Wake) -> bool {
+    matches!(wake, Wake::Signal(received) if received.signal().is_some_and(|signal| ENDING.contains(&signal)))
 }
 
 pub(crate) fn unborn() -> EnvdStatus {

@@ -84,9 +84,12 @@ pub(super) fn boot(faults: &Faults) -> Machine {
     let early = mounts::first();
     own_stdio();
     let limits = super::guarded("the limits", setup::limits).unwrap_or_default(); // which services inherit
-    let mut ahead = if faults.count == 0 { execute_ahead() } else { None };
-    log::begin("init");
     let (tree, mut stages) = (Tree::default(), Stages::default());
+    let mut ahead = if faults.count == 0 { execute_ahead(&mut stages) } else { None };
+    log::begin("init");
+    if faults.count > 0 {
+        super::guarded("ending the last run", || after_a_fault(&tree, &mut stages, faults));
+    }
     stages.warn_all(limits);
     stages.step_since(begin, "mounts", || mounts::needed(&early));
     stages.step("cgroups", || cgroups::first(&tree));
@@ -96,8 +99,9 @@ pub(super) fn boot(faults: &Faults) -> Machine {
         super::guarded("letting envd start", || ahead.go_on(&services, &tree));
     }
     let mut machine = Machine::new(reactor(), tree, stages, STEPS.to_vec());
-    if faults.count > 0 {
-        super::guarded("ending the last run", || after_a_fault(&mut machine, faults));
+    if faults.count >= TOO_MANY_FAULTS {
+        machine.steps = STEPS_AFTER_FAULTS.into();
+        machine.services_due = None;
     }
     machine.start_envd(services, ahead);
     machine
@@ -111,8 +115,11 @@ fn own_stdio() {
 }
 
 /// envd's wrapper, which is busy with its own start while PID 1 makes what envd needs.
-fn execute_ahead() -> Option<Ahead> {
-    super::guarded("executing envd's wrapper", || Ahead::execute(ENVD_SERVICE)).flatten()
+fn execute_ahead(stages: &mut Stages) -> Option<Ahead> {
+    let begin = now();
+    let ahead = super::guarded("executing envd's wrapper", || Ahead::execute(ENVD_SERVICE)).flatten();
+    stages.add("wrapper", begin, now(), None);
+    ahead
 }
 
 /// As the owner's files have it. What is wrong with them is told with all others'.
@@ -138,20 +145,18 @@ fn reactor() -> Reactor {
 }
 
 /// Services of a run that ended in a fault are nobody's: they are ended before they would run twice.
-fn after_a_fault(machine: &mut Machine, &Faults { count: faults, signal }: &Faults) {
+fn after_a_fault(tree: &Tree, stages: &mut Stages, &Faults { count: faults, signal }: &Faults) {
     let _ = nix::sys::prctl::set_name(c"init"); // executed by another path, it was named after that
     log::reopen();
     let signal = reap::signal_name(signal);
     error!("init was executed anew after {signal} (fault {faults} of late); its services start again");
     if faults >= TOO_MANY_FAULTS {
-        machine.steps = STEPS_AFTER_FAULTS.into();
-        machine.services_due = None;
         let left = "it starts envd and the relay and answers envdctl, and leaves out configuration, network and the rest";
-        machine.stages.warn(format!("init has failed {faults} times of late: {left}"));
+        stages.warn(format!("init has failed {faults} times of late: {left}"));
     }
     std::thread::sleep(super::AFTER_A_FAULT * u32::from(faults));
     let until = now() + LEFTOVERS;
-    while end_leftovers(&machine.tree) && now() < until {
+    while end_leftovers(tree) && now() < until {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -177,7 +182,7 @@ impl Machine {
     fn start_envd(&mut self, services: BTreeMap<String, Service>, ahead: Option<Ahead>) {
         super::guarded("starting envd", || {
             let begin = now();
-            // The wrapper has nothing to tell before envd runs; another one may be ready at once.
+            // The wrapper has to tell that envd is healthy, which takes longer than this; another one may be ready at once.
             let tells = |service: &Service| service.readiness == Readiness::Notify;
             if services.values().any(|service| service.name != ENVD_SERVICE && tells(service)) {
                 self.open_notify();
@@ -189,8 +194,8 @@ impl Machine {
             }
             services.pump(world);
             self.stages.add("envd_spawn", begin, now(), None);
-            self.open_notify();
         });
+        super::guarded("the notify socket", || self.open_notify());
     }
 
     fn open_console(&mut self) {

@@ -167,6 +167,10 @@ impl Machine {
         if self.control.goals.len() >= MAX_GOALS && !no_block {
             return Some(error("busy", format!("{MAX_GOALS} orders are waiting for their services already")));
         }
+        // An order is about services that are known, and what they wait for.
+        if self.may_start_services() {
+            self.begin_services();
+        }
         let names = service_name::candidates(service);
         if !matches!(order, Order::Stop) {
             names.iter().for_each(|name| self.services.read_anew(name));

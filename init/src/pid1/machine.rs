@@ -167,6 +167,9 @@ impl Machine {
         self.next_step(quiet);
         guarded("reaping", || self.reap_more());
         guarded("a timer", || self.timers());
+        if self.may_start_services() && (self.services_due <= Some(now()) || self.envd_is_settled()) {
+            self.begin_services();
+        }
         guarded("the console", || self.watch_console());
     }
 
@@ -190,7 +193,7 @@ impl Machine {
             self.control.deadline(),
             self.network.deadline(),
             shutdown,
-            self.services_due,
+            self.services_due.filter(|_| self.may_start_services()),
             self.settles_at,
         ]
         .into_iter()
@@ -283,12 +286,6 @@ impl Machine {
         self.network_timer();
         self.control_goals();
         self.shutdown_turn();
-        if self.steps.is_empty() && self.services_due.is_some_and(|at| at <= now() || self.envd_is_settled())
-        {
-            self.services_due = None;
-            guarded("the services", || self.start_services());
-            self.tell_boot();
-        }
         if self.settles_at.is_none_or(|at| at <= now()) {
             self.enter_scope();
         }
@@ -331,6 +328,17 @@ impl Machine {
             }
             Err(error) => debug!("envd-wrapper's state cannot be read: {error}"),
         }
+        self.tell_boot();
+    }
+
+    /// Whether the services have not been started, and could be.
+    pub(super) fn may_start_services(&self) -> bool {
+        self.services_due.is_some() && self.steps.is_empty() && self.shutdown.is_none()
+    }
+
+    pub(super) fn begin_services(&mut self) {
+        self.services_due = None;
+        guarded("the services", || self.start_services());
         self.tell_boot();
     }
 

@@ -48,25 +48,33 @@ impl Ahead {
 
     /// Lets it go on, if it is as its files have it, and nobody that it waits for is to run on this machine.
     pub(in crate::pid1) fn go_on(&mut self, services: &BTreeMap<String, Service>, tree: &Tree) {
-        let Some(process) = &mut self.process else { return };
+        let Some(service) = services.get(&self.service.name) else { return };
         let runs =
             |name: &String| services.get(name).is_some_and(|other| other.enabled && missing(other).is_none());
-        if services.get(&self.service.name) != Some(&self.service) || self.service.after.iter().any(runs) {
+        if !self.is_of(service) || service.after.iter().any(runs) {
             return;
         }
+        let Some(process) = &mut self.process else { return };
         if let Some(gate) = process.spawned.gate.take() {
-            process.passed = Some(gate::open(&gate, process.spawned.pid, &self.service, tree));
+            process.passed = Some(Passed::default()); // also where the next line is cut short
+            process.passed = Some(gate::open(&gate, process.spawned.pid, service, tree));
         }
+    }
+
+    /// Whether this is what would be executed for `service`. Whom it waits for is nothing of its process.
+    fn is_of(&mut self, service: &Service) -> bool {
+        self.service.after.clone_from(&service.after);
+        self.service == *service
     }
 
     /// The process, if it is just what `service` would be.
     pub(super) fn hand_over_to(&mut self, service: &Service) -> Option<Process> {
-        if self.service == *service { self.process.take() } else { None }
+        if self.is_of(service) { self.process.take() } else { None }
     }
 }
 
 impl Drop for Ahead {
-    /// It has begun nothing, and is reaped like any orphan.
+    /// At its gate it has begun nothing; behind it, where a fault has come between, its envd ends with it. It is reaped like any orphan.
     fn drop(&mut self) {
         if let Some(process) = &self.process {
             let _ = kill(process.spawned.pid, Signal::SIGKILL);
@@ -76,6 +84,8 @@ impl Drop for Ahead {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use nix::sys::wait::{WaitStatus, waitpid};
 
     use super::*;
@@ -126,6 +136,8 @@ mod tests {
         assert!(!passes(shipped(), "/"));
         assert!(!passes(Service { nice: 1, ..shipped() }, "/no/such"));
         assert!(!folder.path().join("envd").exists());
+        assert!(passes(Service { after: Vec::new(), ..shipped() }, "/"), "an owner has turned it off");
+        fs::remove_dir_all(folder.path().join("envd")).unwrap();
         assert!(passes(shipped(), "/no/such"));
         assert!(folder.path().join("envd").is_dir());
     }

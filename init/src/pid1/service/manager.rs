@@ -94,8 +94,11 @@ impl Services {
     /// one by now, the process is ended.
     pub(in crate::pid1) fn take_over(&mut self, mut ahead: Ahead, world: World<'_>) {
         let taken = self.units.iter_mut().find_map(|unit| Some((ahead.hand_over_to(&unit.service)?, unit)));
-        if let Some((process, unit)) = taken {
-            unit.take_over(process, world);
+        let Some((process, unit)) = taken else { return };
+        let names = if process.passed.is_some() { unit.service.after.clone() } else { Vec::new() };
+        unit.take_over(process, world);
+        for unit in self.units.iter_mut().filter(|unit| unit.wanted && names.contains(&unit.service.name)) {
+            unit.skip("it had nothing to do when envd started");
         }
     }
 

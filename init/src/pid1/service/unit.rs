@@ -122,6 +122,8 @@ pub(in crate::pid1) struct Unit {
     pub(in crate::pid1) wanted: bool,
     /// Its process, executed ahead, for the start that comes next.
     ahead: Option<ahead::Process>,
+    /// Until it may start its process is one that waits at a gate; also the next one, where that ends.
+    held: bool,
     /// It was ready once, has ended, or will not run: who waits for it need not any more.
     settled: bool,
     /// It will not run on this machine: a path of `only_if` is missing.
@@ -148,6 +150,7 @@ impl Unit {
             machine: Machine::new(program::policy(&service)),
             wanted: service.enabled,
             ahead: None,
+            held: false,
             service,
             next: None,
             index,
@@ -307,6 +310,7 @@ impl Unit {
 
     /// Its process is there already. It waits at a gate for what the service waits for, its cgroup included, unless it has passed it.
     pub(super) fn take_over(&mut self, process: ahead::Process, world: World<'_>) {
+        self.held = process.passed.is_none();
         self.ahead = Some(process);
         self.event(Event::Start, world);
     }
@@ -314,13 +318,13 @@ impl Unit {
     /// What it has waited for is there.
     pub(super) fn go(&mut self, world: World<'_>) {
         self.wanted = false;
+        if !std::mem::take(&mut self.held) {
+            return self.event(Event::Start, world);
+        }
         let gate = self.process.as_mut().and_then(|process| Some((process.gate.take()?, process.pid)));
-        match gate {
-            Some((gate, pid)) => {
-                let passed = gate::open(&gate, Pid::from_raw(pid), &self.service, world.tree);
-                self.pass(&passed, world);
-            }
-            None => self.event(Event::Start, world),
+        if let Some((gate, pid)) = gate {
+            let passed = gate::open(&gate, Pid::from_raw(pid), &self.service, world.tree);
+            self.pass(&passed, world);
         }
     }
 
@@ -345,7 +349,8 @@ impl Unit {
 
     fn spawn(&mut self, world: World<'_>) -> Event {
         let (ahead, passed) = self.ahead.take().map(|ahead| (ahead.spawned, ahead.passed)).unzip();
-        self.wanted = ahead.as_ref().is_some_and(|spawned| spawned.gate.is_some());
+        self.held &= self.wanted;
+        self.wanted = self.held;
         self.skipped = false;
         self.failure = None;
         self.survivors = false;
@@ -367,8 +372,11 @@ impl Unit {
     }
 
     fn execute(&self, world: World<'_>) -> Result<Spawned, String> {
-        let cgroup_is_new = self.prepare_group(world.tree);
-        let program = Program { cgroup_is_new, ..program::program(&self.service, world.tree)? };
+        let program = program::program(&self.service, world.tree)?;
+        let program = match self.held {
+            true => Program { held: true, cgroup: None, ..program },
+            false => Program { cgroup_is_new: self.prepare_group(world.tree), ..program },
+        };
         spawn::spawn(&program).map_err(|error| error.to_string())
     }
 
